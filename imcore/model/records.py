@@ -28,16 +28,17 @@ _KEYS: dict[type, tuple[str, ...]] = {
     Unread: ("gid", "unread"),
 }
 """The keys of the types that have more fields than are shown."""
-_KEYS_IF_SET = ("recalled", "recalls")
+_KEYS_IF_SET = ("recalled", "recalls", "meta", "recipients")
 
 Value = Message | LogLine | Group | Member | Ack | Receipt | Unread | Tally
 
 
 def record_of(value: Value) -> Record:
-    """Return the object of a value. `recalled` and `recalls` are there only where they apply."""
+    """Return the object of a value. It has the keys of _KEYS_IF_SET only where they apply."""
     keys = _KEYS.get(type(value)) or [field.name for field in fields(value)]
     record = {key: getattr(value, key) for key in keys}
-    return record | {key: flag for key in _KEYS_IF_SET if (flag := getattr(value, key, None))}
+    extra = {key: getattr(value, key, None) for key in _KEYS_IF_SET}
+    return record | {key: each for key, each in extra.items() if each is not None and each is not False}
 
 
 def tally_record(tally: MessageTally) -> Record:

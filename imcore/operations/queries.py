@@ -222,7 +222,7 @@ def messages(space: Keyspace, gid: str, rows: Sequence[MessageRow]) -> Effects[l
         return []
     [recalled] = yield from call_many([message_calls.recalled(space, gid, [row.msgid for row in rows])])
     return [
-        wire.message_of_row(row._replace(content="", recalled=True) if is_recalled and row.recalls is None else row)
+        wire.message_of_row(row.without_text()._replace(recalled=True) if is_recalled and row.recalls is None else row)
         for row, is_recalled in zip(rows, recalled, strict=True)
     ]
 

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -121,8 +122,9 @@ class WebClient:
         await self.send({"jsonrpc": "2.0", "method": method, "params": params})
 
     async def send(self, what: object) -> None:
-        """Send a text or bytes as they are, anything else as JSON."""
-        await self._socket.send(what if isinstance(what, str | bytes) else json.dumps(what))
+        """Send a text or bytes as they are, anything else as JSON. What a closed socket does not take is lost."""
+        with suppress(ConnectionClosed):
+            await self._socket.send(what if isinstance(what, str | bytes) else json.dumps(what))
 
     async def until(self, condition: Callable[[], object], timeout_s: float = MOST_S) -> None:
         """Read until the condition holds."""

@@ -6,7 +6,7 @@ import pytest
 
 from imcore import Chat, Message
 from imcore import msgid as msgids
-from tests.helpers.plain_history import plain_page, scroll_back, scroll_on
+from tests.helpers.plain_history import page_of, plain_page, scroll_back, scroll_on
 from tests.helpers.talk import leave_to_sql, say
 
 GID = "team"
@@ -47,9 +47,9 @@ def test_pages_equal_those_of_a_plain_list_at_every_trim_point(
         leave_to_sql(chat, everything[trimmed - 1].msgid)
 
     for limit in (1, 2, 3, 8, 9, 10, 500):
-        assert chat.history("dan", GID, limit=limit) == plain_page(visible, limit)
+        assert page_of(chat, "dan", GID, limit) == plain_page(visible, limit)
         for place in places(everything):
-            assert chat.history("dan", GID, before=place, limit=limit) == plain_page(visible, limit, before=place)
-            assert chat.history("dan", GID, after=place, limit=limit) == plain_page(visible, limit, after=place)
-            assert chat.history("dan", GID, around=place, limit=limit) == plain_page(visible, limit, around=place)
+            assert page_of(chat, "dan", GID, limit, before=place) == plain_page(visible, limit, before=place)
+            assert page_of(chat, "dan", GID, limit, after=place) == plain_page(visible, limit, after=place)
+            assert page_of(chat, "dan", GID, limit, around=place) == plain_page(visible, limit, around=place)
         assert scroll_back(chat, "dan", GID, limit) == scroll_on(chat, "dan", GID, limit) == visible

@@ -40,9 +40,7 @@ def test_two_people_talk_and_see_who_has_read(web: WebServer, chat: Chat, gid: s
     asyncio.run(story())
 
 
-def test_nothing_counts_as_read_because_a_socket_has_it(
-    web: WebServer, chat: Chat, gid: str, say: Say
-) -> None:
+def test_nothing_counts_as_read_because_a_socket_has_it(web: WebServer, chat: Chat, gid: str, say: Say) -> None:
     async def story() -> None:
         async with WebClient(web.url, "ann") as ann:
             await ann.connect()

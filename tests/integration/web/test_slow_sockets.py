@@ -1,0 +1,128 @@
+"""Sockets that read slowly or not at all: they hold a set number of bytes, nobody else notices, and no hole is left."""
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imcore import Chat
+from tests.helpers.deadline import wait_until
+from tests.helpers.servers import RunningServer
+from tests.helpers.web_server import WebClient, WebServer
+
+TEXT = "x" * 20_000
+STOPPED = 150
+
+
+@pytest.fixture(scope="module")
+def web(redis: RunningServer, folder: Path, chat: Chat) -> Iterator[WebServer]:
+    limits = {"web_max_buffered_bytes": 300_000, "web_patience_ms": 3000, "web_user_sockets": 1000}
+    with WebServer(folder, redis.url, **limits) as server:
+        yield server
+
+
+def closed_as_slow(web: WebServer) -> int:
+    found = re.search(rb'imcore_sockets_closed_total{code="4408"} (\d+)', web.get("/metrics")[2])
+    return int(found[1]) if found else 0
+
+
+def until_closed_as_slow(web: WebServer, count: int) -> None:
+    wait_until(lambda: closed_as_slow(web) >= count, timeout_s=60)
+
+
+def test_a_socket_that_stops_reading_is_closed_and_resumes_without_a_hole(web: WebServer, chat: Chat, gid: str) -> None:
+    async def story() -> None:
+        before = closed_as_slow(web)
+        async with WebClient(web.url, "ann") as ann, WebClient(web.url, "bob") as bob:
+            # Given
+            await ann.connect(start="live")
+            await bob.connect(start="live")
+            # When one of them stops, and much is said
+            ann.transport.pause_reading()
+            said = []
+            for number in range(600):
+                said.append(f"{number} {TEXT}")
+                await asyncio.to_thread(chat.send, gid, said[-1], sender_uid="bob")
+                if closed_as_slow(web) > before:
+                    break
+            # Then the other one has it all
+            await bob.until(lambda: bob.contents(gid) == said)
+            await asyncio.to_thread(until_closed_as_slow, web, before + 1)
+            closed_at = time.monotonic()
+            ann.transport.resume_reading()
+            code = await ann.until_closed()
+            assert code == 4408 or time.monotonic() - closed_at > 4
+            got = ann.contents(gid)
+            assert got == said[: len(got)]
+            assert len(got) < len(said)
+            messages = [each for each in ann.notices("message") if each["gid"] == gid]
+        # And the rest, once it connects again
+        async with WebClient(web.url, "ann") as ann:
+            await ann.connect(after={gid: messages[-1]["msgid"] if messages else "0-0"})
+            await ann.until(lambda: got + ann.contents(gid) == said)
+
+    asyncio.run(story())
+
+
+def test_a_socket_that_is_slow_for_a_moment_misses_nothing(web: WebServer, chat: Chat, gid: str) -> None:
+    async def story() -> None:
+        async with WebClient(web.url, "ann") as ann:
+            await ann.connect(start="live")
+            said = [f"{number} {TEXT}" for number in range(120)]
+            for at in range(0, len(said), 40):
+                ann.transport.pause_reading()
+                for text in said[at : at + 40]:
+                    await asyncio.to_thread(chat.send, gid, text, sender_uid="bob")
+                ann.transport.resume_reading()
+                await ann.until(lambda at=at: len(ann.contents(gid)) >= at + 20 or ann.closed)
+            await ann.until(lambda: len(ann.contents(gid)) >= len(said) or ann.closed)
+            assert ann.closed is None
+            assert ann.contents(gid) == said
+
+    asyncio.run(story())
+
+
+def test_many_that_stop_at_once_disturb_nobody(web: WebServer, chat: Chat, gid: str) -> None:
+    async def story() -> None:
+        before = closed_as_slow(web)
+        async with WebClient(web.url, "bob") as bob:
+            await bob.connect(start="live")
+            stopped = [WebClient(web.url, "ann") for _ in range(STOPPED)]
+            await asyncio.gather(*(client.__aenter__() for client in stopped))
+            await asyncio.gather(*(client.connect(start="live") for client in stopped))
+            for client in stopped:
+                client.transport.pause_reading()
+            said = []
+            while closed_as_slow(web) < before + STOPPED:
+                said.append(f"{len(said)} {TEXT}")
+                begun = time.monotonic()
+                await asyncio.to_thread(chat.send, gid, said[-1], sender_uid="bob")
+                await bob.until(lambda: bob.contents(gid)[-1:] == said[-1:])
+                assert time.monotonic() - begun < 10
+            assert bob.contents(gid) == said
+            for client in stopped:
+                client.transport.abort()
+            await asyncio.gather(*(client.until_closed() for client in stopped))
+
+    asyncio.run(story())
+
+
+def test_calls_whose_answers_nobody_reads_end_their_socket(web: WebServer, chat: Chat, gid: str) -> None:
+    async def story() -> None:
+        before = closed_as_slow(web)
+        for _ in range(20):
+            await asyncio.to_thread(chat.send, gid, TEXT, sender_uid="bob")
+        async with WebClient(web.url, "ann") as ann, WebClient(web.url, "bob") as bob:
+            await ann.connect(start="live")
+            await bob.connect(start="live")
+            ann.transport.pause_reading()
+            for number in range(100):
+                await ann.send({"jsonrpc": "2.0", "id": number, "method": "history", "params": {"gid": gid}})
+            await asyncio.to_thread(until_closed_as_slow, web, before + 1)
+            assert isinstance(await bob.call("unread"), list)
+            ann.transport.abort()
+
+    asyncio.run(story())
