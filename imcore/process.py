@@ -242,6 +242,11 @@ class Programs:
         self._running.append(program)
         self._selector.register(program.stdout, selectors.EVENT_READ, program)
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process id of each program, by name."""
+        return {program.name: program.process.pid for program in self._running}
+
     def relay(self, timeout_s: float = _TICK_S) -> None:
         """Pass on what the programs write; wait for it at most `timeout_s`."""
         if not self._selector.get_map():
