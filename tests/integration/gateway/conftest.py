@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from imcore import Chat
+from tests.helpers.async_driver import AsyncDriver
 from tests.helpers.gateways import Clock
 
 
@@ -15,6 +17,20 @@ def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
     yield url
     if request.param == "cluster":
         gc.collect()  # while the filter below holds
+
+
+@pytest.fixture(params=["synchronous", "asyncio"], autouse=True)
+def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Which driver the gateways and listeners of all chats have."""
+    kind: str = request.param
+    if kind == "synchronous":
+        yield kind
+        return
+    asynchronous = AsyncDriver()
+    monkeypatch.setattr(Chat, "gateway", lambda chat, **options: asynchronous.gateway(chat, **options))
+    monkeypatch.setattr(Chat, "listen", lambda chat, uid, **options: asynchronous.listen(chat, uid, **options))
+    yield kind
+    asynchronous.close()
 
 
 @pytest.fixture
