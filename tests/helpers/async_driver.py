@@ -9,7 +9,7 @@ import pytest
 
 from imcore import AsyncGateway, AsyncListener, Chat, Message, Receipt
 from imcore.operations.async_performer import AsyncPerformer
-from imcore.operations.effects import Effect
+from imcore.operations.effects import Effect, StartCalls
 
 
 class _Performer(AsyncPerformer):
@@ -22,6 +22,8 @@ class _Performer(AsyncPerformer):
     async def perform_one(self, effect: Effect[Any]) -> Any:
         if before := getattr(self._chat, "before_effect", None):
             before(effect)
+        if isinstance(effect, StartCalls) and (start := getattr(self._chat, "start_async", None)):
+            return await start(effect.calls, self.client.start)
         return await super().perform_one(effect)
 
 
@@ -80,11 +82,17 @@ class AsyncDriver:
         self._loop = asyncio.new_event_loop()
         self._performers: dict[int, _Performer] = {}
 
-    def gateway(self, chat: Chat, **options: Any) -> LoopGateway:
-        return LoopGateway(self._loop, self._gateway(chat, options))
+    def take_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let all chats return gateways and listeners that run in this loop."""
 
-    def listen(self, chat: Chat, uid: str, *, start: Any = "unread", after: Any = None, **options: Any) -> LoopListener:
-        return LoopListener(self._loop, AsyncListener(self._gateway(chat, options), uid, start=start, after=after))
+        def gateway(chat: Chat, **options: Any) -> LoopGateway:
+            return LoopGateway(self._loop, self._gateway(chat, options))
+
+        def listen(chat: Chat, uid: str, *, start: Any = "unread", after: Any = None, **options: Any) -> LoopListener:
+            return LoopListener(self._loop, AsyncListener(self._gateway(chat, options), uid, start=start, after=after))
+
+        monkeypatch.setattr(Chat, "gateway", gateway)
+        monkeypatch.setattr(Chat, "listen", listen)
 
     def _gateway(self, chat: Chat, options: Any) -> AsyncGateway:
         performer = self._performers.setdefault(id(chat), _Performer(chat))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from imcore import Chat
 from tests.helpers.async_driver import AsyncDriver
 from tests.helpers.gateways import Clock
 
@@ -27,8 +26,7 @@ def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield kind
         return
     asynchronous = AsyncDriver()
-    monkeypatch.setattr(Chat, "gateway", lambda chat, **options: asynchronous.gateway(chat, **options))
-    monkeypatch.setattr(Chat, "listen", lambda chat, uid, **options: asynchronous.listen(chat, uid, **options))
+    asynchronous.take_over(monkeypatch)
     yield kind
     asynchronous.close()
 
