@@ -5,7 +5,8 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, cast
 
 from imcore.chat import Chat
-from imcore.gateway.async_gateway import AsyncGateway, AsyncListener
+from imcore.gateway.async_gateway import AsyncGateway
+from imcore.gateway.async_listener import AsyncListener
 from imcore.gateway.core import SessionOptions, StartMode
 from imcore.model.values import Message
 from imcore.operations import messages
