@@ -16,7 +16,8 @@ from redis._parsers.base import BaseParser
 from imcore import Chat, Message, NewMessage, ReceiptsChanged, Session
 from imcore import msgid as msgids
 from imcore.errors import ImError, RedisUnavailable
-from imcore.gateway.core import Core, GatewayOptions, SessionRequest
+from imcore.gateway.core import Core, GatewayOptions
+from imcore.gateway.request import SessionRequest
 from imcore.operations.effects import (
     ChangeChannels,
     Effect,
