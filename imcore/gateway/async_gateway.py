@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Self, TypeVar, Unpack
 
 from imcore.errors import InvalidInput, RedisUnavailable, TryAgain
-from imcore.gateway.core import Core, GatewayOptions, SessionOptions, SessionRequest, StartMode
+from imcore.gateway.core import Core, GatewayOptions, SessionOptions
 from imcore.gateway.fanout import Event, Session
 from imcore.gateway.gateway import (
     LONGEST_WAIT_S,
@@ -22,6 +22,7 @@ from imcore.gateway.gateway import (
     Gateway,
     check_client_acks,
 )
+from imcore.gateway.request import SessionRequest, StartMode
 from imcore.model.limits import check_handed_over, check_msgid, check_receipts, is_number
 from imcore.model.values import Receipt
 from imcore.operations.async_performer import AsyncPerformer

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Self
 
 from imcore.gateway.async_gateway import AsyncGateway
-from imcore.gateway.core import StartMode
 from imcore.gateway.fanout import Event
 from imcore.gateway.gateway import Listener, items_of, resume_points_of
+from imcore.gateway.request import StartMode
 from imcore.model.values import Message, Receipt
 from imcore.operations import groups
 from imcore.util.documented import documented_as
