@@ -7,6 +7,7 @@ as the operation in progress ends.
 
 import asyncio
 import logging
+import math
 import reprlib
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -67,6 +68,9 @@ class AsyncGateway:
         self._loop: asyncio.AbstractEventLoop | None = None
         """Known once somebody has polled: until then there is no wait that `wake` could end."""
         self._waiter: asyncio.Future[None] | None = None
+        self._waits_until = math.inf
+        self._received, self._packed = ("", ""), 0
+        """What was received last, and its packed msgid."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,12 +159,16 @@ class AsyncGateway:
                 loop.call_soon_threadsafe(self._notify)
 
     def received(self, session: Session, gid: str, msgid: str) -> None:
-        check_client_acks(self._options)
-        check_handed_over(gid, "gid")
-        packed = check_msgid(msgid)
-        if self._core:
-            self._core.received(session, gid, packed)
-            self._notify()
+        if (gid, msgid) != self._received:  # many clients receive one message one after the other
+            check_client_acks(self._options)
+            check_handed_over(gid, "gid")
+            self._packed = check_msgid(msgid)
+            self._received = gid, msgid
+        core = self._core
+        if core:
+            core.received(session, gid, self._packed)
+            if core.acks_due() < self._waits_until:
+                self._notify()
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
         check_client_acks(self._options)
@@ -205,7 +213,35 @@ class AsyncGateway:
             self._pass_on(core)
             if core.due() > time.monotonic():
                 return
-        await _to_its_end(self._run(lambda core: core.step()))
+        await self._turn.acquire()
+        effects = core.step()
+        try:
+            self._pass_on(core)
+            effect = self._begin(effects) if core is self._core else None  # else it was closed meanwhile
+        except BaseException:
+            self._turn.release()
+            raise
+        if effect:
+            await _to_its_end(self._finish(effects, effect))
+        else:
+            self._turn.release()
+
+    def _begin(self, effects: Effects[None]) -> Effect[Any] | None:
+        """Perform effects up to one that has to wait; return that one, None at the end. It spares most tasks."""
+        try:
+            effect = next(effects)
+            while answer := self.performer.perform_now(effect):
+                effect = effects.send(answer)
+        except StopIteration:
+            return None
+        return effect
+
+    async def _finish(self, effects: Effects[None], effect: Effect[Any]) -> None:
+        """Perform effects from one on, and end the turn."""
+        try:
+            await perform_async(effects, self._perform_one, begun=effect)
+        finally:
+            self._turn.release()
 
     async def _run(self, operation: Callable[[Core], Effects[Any] | None]) -> None:
         """Run an operation of the core when none is in progress."""
@@ -280,12 +316,13 @@ class AsyncGateway:
             return
         loop = asyncio.get_running_loop()
         self._waiter = waiter = loop.create_future()
+        self._waits_until = time.monotonic() + timeout_s
         timer = loop.call_later(min(timeout_s, LONGEST_WAIT_S), _end_wait, waiter)
         try:
             await waiter
         finally:
             timer.cancel()
-            self._waiter = None
+            self._waiter, self._waits_until = None, math.inf
 
     def _unsubscribe(self) -> None:
         subscription, self._subscription = self._subscription, None

@@ -263,6 +263,10 @@ class Core:
     def due(self) -> float:
         return 0.0 if self._to_switch else self._scheduler.due()
 
+    def acks_due(self) -> float:
+        """Return when acks are due: what `due` returns is no later."""
+        return self._acks.due()
+
     def step(self) -> Effects[None]:
         self._switch()
         yield from self._scheduler.step()

@@ -19,6 +19,10 @@ class _Performer(AsyncPerformer):
         super().__init__(chat.system)
         self._chat = chat
 
+    def perform_now(self, effect: Effect[Any]) -> Any:
+        is_hooked = hasattr(self._chat, "before_effect") or hasattr(self._chat, "start_async")
+        return None if is_hooked else super().perform_now(effect)
+
     async def perform_one(self, effect: Effect[Any]) -> Any:
         if before := getattr(self._chat, "before_effect", None):
             before(effect)
