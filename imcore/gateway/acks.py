@@ -98,8 +98,10 @@ class AckBuffer:
         self._requeued_due = math.inf
         """No later than the first requeued ack is due."""
 
-    def received(self, gid: str, recipients: Recipients, msgid: int, seq: int | None, now: float) -> None:
+    def received(self, gid: str, recipients: Recipients, msgid: int, seq: int | None, now: float) -> bool:
+        """Note that recipients have received a message. Return whether acks are due earlier than before."""
         group = self._waiting.get(gid)
+        is_earlier = group is None
         if group is None:
             group = self._waiting[gid] = GroupAcks(gid, now + self._interval_s)
             self._in_order.append(group)
@@ -113,8 +115,9 @@ class AckBuffer:
             group.shared.add(recipients)
         count = group.counts[recipients] = group.counts.get(recipients, 0) + 1
         if (count >= self._every or len(group.messages) >= MOST_MESSAGES) and not group.is_full:
-            group.is_full = True
+            group.is_full = is_earlier = True
             self._full.append((now + self._fold_s, group))
+        return is_earlier
 
     def next_due(self) -> float:
         self._pop_taken()

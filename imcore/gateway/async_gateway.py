@@ -7,7 +7,6 @@ as the operation in progress ends.
 
 import asyncio
 import logging
-import math
 import reprlib
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -68,7 +67,6 @@ class AsyncGateway:
         self._loop: asyncio.AbstractEventLoop | None = None
         """Known once somebody has polled: until then there is no wait that `wake` could end."""
         self._waiter: asyncio.Future[None] | None = None
-        self._waits_until = math.inf
         self._received, self._packed = ("", ""), 0
         """What was received last, and its packed msgid."""
 
@@ -164,11 +162,8 @@ class AsyncGateway:
             check_handed_over(gid, "gid")
             self._packed = check_msgid(msgid)
             self._received = gid, msgid
-        core = self._core
-        if core:
-            core.received(session, gid, self._packed)
-            if core.acks_due() < self._waits_until:
-                self._notify()
+        if self._core and self._core.received(session, gid, self._packed):
+            self._notify()
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
         check_client_acks(self._options)
@@ -316,13 +311,12 @@ class AsyncGateway:
             return
         loop = asyncio.get_running_loop()
         self._waiter = waiter = loop.create_future()
-        self._waits_until = time.monotonic() + timeout_s
         timer = loop.call_later(min(timeout_s, LONGEST_WAIT_S), _end_wait, waiter)
         try:
             await waiter
         finally:
             timer.cancel()
-            self._waiter, self._waits_until = None, math.inf
+            self._waiter = None
 
     def _unsubscribe(self) -> None:
         subscription, self._subscription = self._subscription, None

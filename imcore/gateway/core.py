@@ -233,11 +233,13 @@ class Core:
 
     # What clients have received.
 
-    def received(self, session: Session, gid: str, msgid: int) -> None:
-        if session.sid in self._sessions:
-            cursor = session.cursors.get(gid)
-            seq = cursor.seq if cursor and cursor.msgid == msgid else None  # else the server looks it up
-            self._acks.buffer.received(gid, session.as_recipients, msgid, seq, self._clock())
+    def received(self, session: Session, gid: str, msgid: int) -> bool:
+        """Return whether `due` may be earlier than before."""
+        if session.sid not in self._sessions:
+            return False
+        cursor = session.cursors.get(gid)
+        seq = cursor.seq if cursor and cursor.msgid == msgid else None  # else the server looks it up
+        return self._acks.buffer.received(gid, session.as_recipients, msgid, seq, self._clock())
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
         if session.sid in self._sessions:
@@ -262,10 +264,6 @@ class Core:
 
     def due(self) -> float:
         return 0.0 if self._to_switch else self._scheduler.due()
-
-    def acks_due(self) -> float:
-        """Return when acks are due: what `due` returns is no later."""
-        return self._acks.due()
 
     def step(self) -> Effects[None]:
         self._switch()
