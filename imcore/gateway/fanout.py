@@ -198,7 +198,9 @@ class GroupSubscribers:
     def recipients(self, cursor: Cursor) -> Recipients:
         """Return the sessions at a cursor: the same object until one comes or goes."""
         if cursor not in self._recipients:
-            self._recipients[cursor] = Recipients(self._sessions[cursor])
+            sessions = self._sessions[cursor]
+            alone = next(iter(sessions)).as_recipients if len(sessions) == 1 else None
+            self._recipients[cursor] = alone or Recipients(sessions)
         return self._recipients[cursor]
 
     def add(self, session: Session, resume_point: ResumePoint | None) -> Cursor:

@@ -14,9 +14,10 @@ from typing import Any, Self, TypeVar, Unpack
 
 from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable, InvalidInput, RedisUnavailable, TryAgain
-from imcore.gateway.core import Core, GatewayOptions, SessionOptions, SessionRequest, StartMode
+from imcore.gateway.core import Core, GatewayOptions, SessionOptions
 from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
-from imcore.model.limits import check_handed_over, check_msgid, check_receipts, is_number
+from imcore.gateway.request import SessionRequest, StartMode, packed_msgid
+from imcore.model.limits import check_handed_over, check_receipts, is_number
 from imcore.model.values import Message, Receipt
 from imcore.operations.effects import (
     ChangeChannels,
@@ -181,7 +182,7 @@ class Gateway:
         """
         check_client_acks(self._options)
         check_handed_over(gid, "gid")
-        packed = check_msgid(msgid)
+        packed = packed_msgid(msgid)
         if self._core:
             self._core.received(session, gid, packed)
 

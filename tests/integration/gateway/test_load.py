@@ -12,6 +12,7 @@ from imcore.gateway import catch_up
 from imcore.model.values import Draft
 from imcore.operations.effects import Effect, RedisCalls, SqlQuery, StartCalls, raised
 from imcore.settings import Settings
+from tests.helpers.async_driver import before_effects
 from tests.helpers.gateways import Audience, Clock, kill_connections, subscriptions
 from tests.helpers.servers import start_valkey
 from tests.helpers.silent_proxy import SilentProxy
@@ -32,16 +33,13 @@ class Requests:
     def __init__(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: Counter[str] = Counter()
         self.trips = self.sql = 0
-        answer = chat.performer.perform_one
+        before_effects(chat, monkeypatch, self._note)
 
-        def noting(question: Effect[Any]) -> Any:
-            self.sql += isinstance(question, SqlQuery)
-            if isinstance(question, RedisCalls | StartCalls):
-                self.trips += 1
-                self.calls.update(call.function or str(call.args[0]) for call in question.calls)
-            return answer(question)
-
-        monkeypatch.setattr(chat.performer, "perform_one", noting)
+    def _note(self, question: Effect[Any]) -> None:
+        self.sql += isinstance(question, SqlQuery)
+        if isinstance(question, RedisCalls | StartCalls):
+            self.trips += 1
+            self.calls.update(call.function or str(call.args[0]) for call in question.calls)
 
     def clear(self) -> None:
         self.calls.clear()
@@ -108,6 +106,7 @@ def test_a_subscription_that_lives_is_kept(
             assert bob.reconnects == 0
 
 
+@pytest.mark.parametrize("driver", ["synchronous"], indirect=True)  # it exchanges a socket below the driver
 def test_one_silent_node_of_a_cluster_is_noticed(cluster: str, tmp_path: Path, clock: Clock) -> None:
     # Given a connection to one node that brings nothing, and takes all that is written
     with Chat.connect(settings=Settings.from_env({}, redis_url=cluster, data_dir=str(tmp_path))) as chat:
