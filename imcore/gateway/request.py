@@ -43,4 +43,4 @@ class SessionRequest:
         begin = begins[self.start]
         if gid in self.after:  # no message comes from before the join, and none is passed over that is to come
             begin = min(max(self.after[gid], position.joined), position.last)
-        return SessionStart(begin, position.acked, position.unread)
+        return SessionStart(begin, position.acked, position.last, position.unread)
