@@ -306,13 +306,8 @@ class Listener:
             events = self._poll(1.0)
             self._not_yielded = len(events)
             for event in events:
-<<<<<<< HEAD
-                *items, last = items_of(event) or (None,)
-                yield from filter(None, items)
-=======
-                items = _items(event)
+                items = items_of(event)
                 yield from items[:-1]
->>>>>>> sessions
                 self._not_yielded -= 1
                 yield from items[-1:]
 

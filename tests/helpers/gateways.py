@@ -9,15 +9,10 @@ from typing import Any
 import pytest
 from redis.cluster import RedisCluster
 
-<<<<<<< HEAD
-from imcore import Event, Gap, Gateway, Joined, Left, Message, NewMessage, Receipt, ReceiptsChanged, Session
-from imcore.streams.rounds import Client
-=======
 from imcore import Chat, Event, Gap, Gateway, Joined, Left, Message, NewMessage, Receipt, ReceiptsChanged, Session
 from imcore.operations.effects import Effect, RedisCalls, SqlQuery, StartCalls
-from imcore.streams.client import Client
+from imcore.streams.rounds import Client
 from tests.helpers.async_driver import before_effects
->>>>>>> sessions
 
 MOST_S = 20.0
 
