@@ -9,10 +9,10 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator
 from tests.helpers import apt
 from tests.helpers.deadline import wait_until
 
-_ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+_ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
 _TIMEOUT_MS = 30_000
 
 _SET_VISIBILITY = """state => {

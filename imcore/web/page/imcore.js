@@ -314,6 +314,7 @@ function alone(name, work) {
  *   changed {gid, ats}        a tally has changed, or a message was recalled
  *   outbox {gid}              a message was queued, sent, refused or discarded
  *   expiring {seconds}        the token ends soon: `setToken`
+ *   reset {}                  the server has other data now: what was kept here is gone, but for the outbox
  */
 export class ImClient extends EventTarget {
   #base;
@@ -549,7 +550,10 @@ export class ImClient extends EventTarget {
   }
 
   async #connected(connection, { groups, dataset }) {
-    if (dataset && (await this.#local.bind(dataset))) await this.#loadGroups();
+    if (dataset && (await this.#local.bind(dataset))) {
+      await this.#loadGroups();
+      this.#tell('reset');
+    }
     const gids = new Set(groups.map(({ gid }) => gid));
     for (const gid of this.#groups.keys()) if (!gids.has(gid)) await this.#left(gid);
     for (const { gid, last_ack_msgid, last_msgid, unread, after } of groups) {
@@ -744,12 +748,14 @@ export class ImClient extends EventTarget {
     let end = await this.#local.end(gid);
     if (!end || end < newest) {
       const history = await this.#history(gid, { limit });
+      if (!history && !end) return { messages: [], low: 1, high: 0, older: true, newer: false, missing: true };
       if (history) {
         const ats = history.messages.map(({ msgid }) => pack(msgid));
         const low = history.older && ats.length ? ats[0] : 1;
         end = Math.max(newest, ats.at(-1) ?? 0);
         await this.#local.keep(gid, history.messages, this.uid, low, end);
-        this.#group(gid).last ??= await this.#local.last(gid);
+        const group = this.#groups.get(gid);
+        if (group) group.last ??= await this.#local.last(gid);
       }
     }
     return { ...(await this.#older(gid, end + 1, limit)), newer: false };
@@ -778,11 +784,22 @@ export class ImClient extends EventTarget {
     return message.at > acked && message.sender_uid !== this.uid && !message.recalled;
   }
 
+  /** A page of the server's history; null while the server cannot be asked. */
   async #history(gid, params) {
+    try {
+      return await this.#askHistory(gid, params);
+    } catch (error) {
+      if (error.retry) return null;
+      throw error;
+    }
+  }
+
+  async #askHistory(gid, params) {
     try {
       return await this.call('history', { gid, ...params });
     } catch (error) {
-      if (error.retry) return null;
+      // A one-to-one chat begins with its first message. Of a group that one has left there is what was kept.
+      if (error.error === 'UnknownGroup' || error.error === 'NotMember') return { messages: [], older: false, newer: false };
       throw error;
     }
   }
@@ -912,7 +929,7 @@ export class ImClient extends EventTarget {
   // Sent long ago without an answer: the server may have it and may have forgotten its client_msgid. Then history has it.
   async #hasArrived(item) {
     for (let before, older = true; older; ) {
-      const page = await this.call('history', { gid: item.gid, before, limit: 100 });
+      const page = await this.#askHistory(item.gid, { before, limit: 100 });
       await this.#local.keep(item.gid, page.messages, this.uid);
       const first = page.messages[0];
       older = page.older && first !== undefined && timeOf(pack(first.msgid)) > item.tried - 600_000;
@@ -1184,14 +1201,13 @@ class Timeline {
     const page = await this.#client.messages(gid, { around });
     const waiting = await this.#client.outbox(gid);
     if (turn !== this.#turn) return;
-    Object.assign(this, { opened: gid });
     [this.#low, this.#high, this.#older, this.#newer] = [page.low, page.high, page.older, page.newer];
     this.#insert(page.messages, null);
     this.#showWaiting(waiting);
     this.#showEnds(page.missing);
     if (page.firstUnread) this.#divide(this.#rows.get(page.firstUnread));
     this.#toDivider();
-    this.#observeEnds();
+    if (!page.missing) this.#observeEnds();
   }
 
   /** Bring what is shown up to date with the local database: messages that have come, and the outbox. */
@@ -1219,6 +1235,7 @@ class Timeline {
   /** The connection is back: what could not be loaded can be now, and ticks may have changed meanwhile. */
   resume() {
     if (this.gid === null) return;
+    if (!this.#rows.size) return this.open(this.gid);
     this.update();
     this.#observeEnds();
     this.#client.refreshTallies(this.gid, [...this.#rows.values()].map(({ message }) => message).slice(-200));
@@ -1450,6 +1467,8 @@ class Page {
   #info = null; // the message whose readers are shown
   #isExpiring = false;
   #presenceTimer = null;
+  #groupsTimer = null;
+  #peers = new Map(); // gid -> the other user, of chats whose gid is a hash
 
   async start() {
     document.documentElement.lang = LANGUAGE === 'zh' ? 'zh-Hans' : 'en';
@@ -1536,7 +1555,9 @@ class Page {
   #listen() {
     const client = this.#client;
     client.addEventListener('state', () => this.#stateChanged());
-    client.addEventListener('groups', () => this.#showGroups());
+    // Many messages at once draw the list once.
+    client.addEventListener('groups', () => (this.#groupsTimer ??= setTimeout(() => this.#showGroups(), 30)));
+    client.addEventListener('reset', () => this.#timeline.open(this.#timeline.gid));
     client.addEventListener('messages', ({ detail }) => this.#messagesCame(detail.gid));
     client.addEventListener('outbox', ({ detail }) => this.#isOpen(detail.gid) && this.#timeline.update());
     client.addEventListener('changed', ({ detail }) => this.#changed(detail));
@@ -1609,12 +1630,30 @@ class Page {
 
   // --- The list of groups ---
 
+  #peerOf(gid) {
+    const peer = peerOf(gid, this.#client.uid) ?? this.#peers.get(gid) ?? null;
+    if (peer === null && isDirect(gid) && !this.#peers.has(gid)) this.#learnPeer(gid);
+    return peer;
+  }
+
+  async #learnPeer(gid) {
+    this.#peers.set(gid, null); // ask once
+    const members = await this.#client.call('members', { gid }).catch(() => this.#peers.delete(gid) && []);
+    const other = members.find(({ uid }) => uid !== this.#client.uid) ?? members[0];
+    if (!other) return;
+    this.#peers.set(gid, other.uid);
+    if (this.#isOpen(gid)) this.#showTitle(gid);
+    this.#showGroups();
+  }
+
   #titleOf(gid) {
-    const peer = peerOf(gid, this.#client.uid);
+    const peer = this.#peerOf(gid);
     return peer === null ? gid : peer === this.#client.uid ? T.yourself : peer;
   }
 
   #showGroups() {
+    clearTimeout(this.#groupsTimer);
+    this.#groupsTimer = null;
     const groups = this.#client.groups();
     const focused = document.activeElement?.closest('#groups button')?.dataset.gid;
     const rows = new Map([...$('groups').children].map((item) => [item.firstElementChild.dataset.gid, item]));
@@ -1693,11 +1732,15 @@ class Page {
       [...$('groups').querySelectorAll('button')].find((button) => button.dataset.gid === before)?.focus();
       return;
     }
-    $('title').textContent = this.#titleOf(gid);
-    paint($('avatar'), this.#titleOf(gid), isDirect(gid));
+    this.#showTitle(gid);
     $('presence').textContent = '';
     this.#askPresence();
     if (matchMedia('(pointer: fine)').matches) $('composer').querySelector('textarea').focus();
+  }
+
+  #showTitle(gid) {
+    $('title').textContent = this.#titleOf(gid);
+    paint($('avatar'), this.#titleOf(gid), isDirect(gid));
   }
 
   #showJump() {
@@ -1720,7 +1763,7 @@ class Page {
   }
 
   async #presenceOf(gid) {
-    const peer = peerOf(gid, this.#client.uid);
+    const peer = this.#peerOf(gid);
     if (peer === this.#client.uid) return '';
     if (peer !== null) return (await this.#client.call('online', { gid, uids: [peer] })).length ? T.online : T.offline;
     const { members } = await this.#client.call('group', { gid });
@@ -1749,8 +1792,7 @@ class Page {
 
   async #send(content) {
     const { gid } = this.#timeline;
-    const peer = peerOf(gid, this.#client.uid);
-    await this.#client.send({ gid, to: peer ?? undefined, content });
+    await this.#client.send({ gid, to: this.#peerOf(gid) ?? undefined, content });
     this.#timeline.removeDivider();
     this.#timeline.toNewest();
   }
@@ -1783,6 +1825,7 @@ class Page {
 
   async #startChat(uid) {
     const gid = await directGid(this.#client.uid, uid);
+    this.#peers.set(gid, uid);
     $('new').close();
     this.#choose({ dataset: { gid } });
   }

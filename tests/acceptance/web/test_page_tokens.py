@@ -98,7 +98,7 @@ def test_a_message_that_was_written_after_the_end_goes_out_with_a_new_token(peop
 def test_a_token_that_the_server_does_not_take_is_no_loop(people: People, stack: PageStack) -> None:
     ann = people.tab(people.ann)
     sockets: list[object] = []
-    ann.page.on("websocket", lambda socket: sockets.append(socket))
+    ann.page.on("websocket", lambda socket: sockets.append(socket))  # noqa: PLW0108 (playwright marks the function)
     ann.page.goto(f"{stack.url}#token={token(people.ann)[:-6]}AAAAAA")
     ann.wait_for_state("unauthorized")
     expect(ann.page.get_by_role("dialog", name="Sign in")).to_be_visible()
