@@ -50,6 +50,8 @@ class RedisClient:
         self._client = client
         self.address = address(url) if url else "Redis"
         self.is_cluster = not isinstance(client, Redis)
+        self.departures = 0
+        """How often a server turned out to be a primary no more: connections from before may lead to a replica."""
         self._has_functions = False
         self._wanted_partitions = partitions
         self.new_partitions = DEFAULT_PARTITIONS
@@ -301,6 +303,7 @@ class RedisClient:
 
     def _drop_connections(self) -> None:
         """Disconnect from a former primary: its host name may lead to the new one by now."""
+        self.departures += 1
         if not isinstance(self.driver, RedisCluster):
             self.driver.connection_pool.disconnect(inuse_connections=False)
 

@@ -39,6 +39,7 @@ class AsyncRedisClient:
         self.client = client
         self._pipelines: dict[str, Pipeline] = {}
         self._openings: dict[str, asyncio.Task[Pipeline]] = {}
+        self._departures = client.departures
         self._lock = Lock()
         """The synchronous client is for one thread until it has its functions."""
 
@@ -99,9 +100,14 @@ class AsyncRedisClient:
             with self._lock:
                 return function()
 
-        return await in_thread(run)
+        try:
+            return await in_thread(run)
+        finally:
+            if self._departures != self.client.departures and not self.client.is_cluster:
+                self._departures = self.client.departures
+                self._leave()
 
-    def drop_connections(self) -> None:
+    def _leave(self) -> None:
         """Open new connections for what is called from now on."""
         for pipeline in self._pipelines.values():
             pipeline.retire()
