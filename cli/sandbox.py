@@ -65,9 +65,11 @@ class Processes(Programs):
         for name, code in self.ended().items():
             raise ImError(f"{self._what} {name} ended by itself (exit code {code}){self._quoted(': ')}")
 
-    def wait(self, condition: Callable[[], bool], what: str, *, timeout_s: float = READY_S) -> None:
+    def wait(
+        self, condition: Callable[[], bool], what: str, *, timeout_s: float = READY_S, pause_s: float = _POLL_S
+    ) -> None:
         """Wait until a condition holds. Raise ImError after `timeout_s`, or if a process ends meanwhile."""
-        for _ in attempts(timeout_s, longest_pause_s=_POLL_S):
+        for _ in attempts(timeout_s, longest_pause_s=pause_s):
             if condition():
                 return
             self.watch()

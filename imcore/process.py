@@ -182,6 +182,16 @@ class WorkerSignals(StopSignals):
         raise Stopped
 
 
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Let threads that are started in the `with` receive no signals: the main thread waits for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start_child(name: str, command: Sequence[str | os.PathLike[str]], **options: Any) -> subprocess.Popen[bytes]:
     """Start a program that ends with this process, with options of Popen.
 
@@ -231,6 +241,11 @@ class Programs:
         program = _Program(name, process, cast(IO[bytes], process.stdout))
         self._running.append(program)
         self._selector.register(program.stdout, selectors.EVENT_READ, program)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process id of each program, by name."""
+        return {program.name: program.process.pid for program in self._running}
 
     def relay(self, timeout_s: float = _TICK_S) -> None:
         """Pass on what the programs write; wait for it at most `timeout_s`."""

@@ -32,6 +32,7 @@ class SqliteFiles:
     """Makes empty databases as files in a folder."""
 
     kind = SQLITE
+    server_pid = None
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
@@ -64,7 +65,9 @@ class PostgresSchemas:
 
     kind = POSTGRES
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, server_pid: int | None = None) -> None:
+        """`server_pid` is the process of the server, if it is one of ours."""
+        self.server_pid = server_pid
         self._url = make_url(url).set(drivername="postgresql")
         self._name = name.replace("-", "_")
         self._made: list[str] = []
@@ -127,8 +130,10 @@ def programs_folder() -> Path | None:
 
 
 @contextmanager
-def running_postgres(folder: Path) -> Iterator[str | None]:
-    """Make a folder, run PostgreSQL there, and yield the URL of its database; None if the wheel is not installed.
+def running_postgres(folder: Path) -> Iterator[tuple[str, int] | None]:
+    """Make a folder, run PostgreSQL there, and yield the URL of its database and the process id of the server.
+
+    Yield None if the wheel is not installed.
 
     Raise ImError if it does not start.
     """
@@ -156,7 +161,7 @@ def running_postgres(folder: Path) -> Iterator[str | None]:
     with Processes(dict(os.environ), "the database server") as processes:
         processes.start("postgres", command, os.environ, **options)
         processes.wait(lambda: _answers(url), "PostgreSQL answers", timeout_s=_START_S)
-        yield url
+        yield url, processes.pids["postgres"]
 
 
 def _answers(url: str) -> bool:

@@ -11,6 +11,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import RedisError
 
 from imcore.chat import Chat
+from imcore.cli.bench.harness import cpu
 from imcore.cli.bench.harness.databases import DatabaseMaker, PostgresSchemas, SqliteFiles, running_postgres
 from imcore.cli.bench.harness.traffic import backlog
 from imcore.cli.sandbox import Processes, Sandbox, open_sandbox
@@ -24,6 +25,8 @@ from imcore.streams.redis_errors import address, driver_errors
 
 _LIBRARY = "imcore"
 _LONGEST_S = 300
+_PAUSE_S = 0.02
+"""Asking costs the server time, too, which is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,17 @@ class RunningServers:
 
     def wait_until_stored(self) -> None:
         """Wait until the workers have done every journal entry. Raise ImError if that takes too long."""
-        is_stored = "everything is stored"
-        self.workers.wait(lambda: not backlog(self.chat, *self.names), is_stored, timeout_s=_LONGEST_S)
+        self.workers.wait(
+            lambda: not backlog(self.chat, *self.names),
+            "everything is stored",
+            timeout_s=_LONGEST_S,
+            pause_s=_PAUSE_S,
+        )
+
+    def clocks(self, **pids: int) -> cpu.Clocks:
+        """Return the clocks of all processes: those here, and others that take part."""
+        server = self.servers.maker.server_pid
+        return cpu.clocks(self.chat, {**self.workers.pids, **pids, **({cpu.SQL_SERVER: server} if server else {})})
 
 
 @contextmanager
@@ -126,8 +138,9 @@ def _databases(things: ExitStack, settings: Settings, folder: Path, name: str) -
     makers: list[DatabaseMaker] = [SqliteFiles(folder, name)]
     if settings.database_url != Settings.from_env({}, data_dir=str(settings.data_dir)).database_url:
         makers = [_named_database(settings.database_url, name)]
-    elif url := things.enter_context(running_postgres(folder / "postgres")):
-        makers.insert(0, PostgresSchemas(url, name))
+    elif server := things.enter_context(running_postgres(folder / "postgres")):
+        url, pid = server
+        makers.insert(0, PostgresSchemas(url, name, pid))
     for maker in makers:
         things.callback(maker.drop_all)
     return makers

@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from imcore.cli.bench.baseline.naive_design import NaiveDesign, open_naive, play
+from imcore.cli.bench.harness import cpu
 from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Rounds, Yardstick, interleave
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
 from imcore.cli.bench.harness.sessions import DEADLINE_S, ONLINE, SessionCounts, SessionPool, open_sessions
@@ -54,7 +55,7 @@ def run_storm(servers: BenchServers, plan: RoundPlan, progress: Progress) -> lis
         contestants: dict[str, Callable[[], Measured]] = {v.name: partial(_turn, running, v, gids) for v in variants}
         naive_names = {n: f"{_NAIVE}, {n} connection{'s' * (n > 1)}" for n in CONNECTIONS}
         for connections, name in naive_names.items():
-            contestants[name] = partial(_naive_turn, servers, naive, connections, plan.size(60, 10))
+            contestants[name] = partial(_naive_turn, running, naive, connections, plan.size(60, 10))
         rounds = interleave(contestants, plan, progress)
     best = max((rounds[name] for name in naive_names.values()), key=lambda measured: measured["cycles"].median)
     figures: list[Figure] = []
@@ -83,13 +84,15 @@ def _turn(running: RunningServers, variant: Variant, gids: Iterator[str]) -> Mea
     with open_sessions(running.servers, gid, ack_every=variant.ack_every, separate=variant.separate) as pool:
         seen = pool.start_over()
         running.wait_until_stored()
-        before = _counts(running, gid)
+        clocks, before = running.clocks(), _counts(running, gid)
+        began = cpu.read(clocks)
         seen.began = time.perf_counter()
         _storm(pool, messages)
         running.workers.watch()
         measured = _measured(seen, messages)
         running.wait_until_stored()
         measured["stored"] = messages / (time.perf_counter() - seen.began)
+        measured |= cpu_spent(began, clocks, messages)
         windows = (max(seen.known.values()) - min(seen.sent.values())) * 1000 / WINDOW_MS
         measured["digests_per_window"] = seen.digests / max(1.0, windows)
         return measured | _growth(before, _counts(running, gid), messages)
@@ -100,9 +103,11 @@ def _counts(running: RunningServers, gid: str) -> dict[str, float]:
     return {"acks": count_acks(running.chat, gid), **count_rows(running.chat, gid), "bytes_sql": bytes_sql}
 
 
-def _naive_turn(servers: BenchServers, naive: NaiveDesign, connections: int, messages: int) -> Measured:
-    before = _naive_counts(servers, naive)
-    measured = _measured(play(naive, connections, messages), messages)
+def _naive_turn(running: RunningServers, naive: NaiveDesign, connections: int, messages: int) -> Measured:
+    servers = running.servers
+    clocks, before = running.clocks(), _naive_counts(servers, naive)
+    began = cpu.read(clocks)
+    measured = _measured(play(naive, connections, messages), messages) | cpu_spent(began, clocks, messages)
     growth = _growth(before, _naive_counts(servers, naive), messages)
     return {**measured, "stored": measured["cycles"], **growth}
 
@@ -127,6 +132,11 @@ def _storm(pool: SessionPool, messages: int) -> None:
     pool.poll_until_in(seqs, pool.seen.known)
 
 
+def cpu_spent(began: Mapping[str, float], clocks: cpu.Clocks, messages: int) -> dict[str, float]:
+    """Return what each process has spent for a message since `began`."""
+    return {f"{CPU}: {name}": us for name, us in cpu.spent(began, cpu.read(clocks), messages).items()}
+
+
 def _measured(seen: SessionCounts, messages: int) -> dict[str, float]:
     delivery_ms = [(seen.arrived[seq] - at) * 1000 for seq, at in seen.sent.items()]
     receipt_ms = [(seen.known[seq] - seen.arrived[seq]) * 1000 for seq in seen.sent]
@@ -140,6 +150,8 @@ def _measured(seen: SessionCounts, messages: int) -> dict[str, float]:
 
 
 _SPEED, _COUNTED = "speed", "counted, per message"
+CPU = "CPU"
+CPU_TABLE = "CPU, per message"
 
 _MEASURES = {
     "cycles": (_SPEED, "cycles", "1/s"),
@@ -178,6 +190,25 @@ def _figures(
                 yardstick=Yardstick(_NAIVE, naive[key]) if key in naive else None,
                 aim=aims.get(key),
             )
+    yield from cpu_figures("storm", subject, rounds, Yardstick(_NAIVE, naive[f"{CPU}: {cpu.ALL}"]) if naive else None)
+
+
+def cpu_figures(
+    bench: str, subject: str, rounds: Mapping[str, Rounds], yardstick: Yardstick | None, aim: Aim | None = None
+) -> Iterator[Figure]:
+    """Yield the CPU of each process; the yardstick and the aim are for all of them together."""
+    for key in (key for key in rounds if key.startswith(f"{CPU}: ")):
+        is_total = key == f"{CPU}: {cpu.ALL}"
+        yield Figure(
+            bench=bench,
+            subject=subject,
+            what=key,
+            unit="us",
+            table=CPU_TABLE,
+            rounds=rounds[key],
+            yardstick=yardstick if is_total else None,
+            aim=aim if is_total else None,
+        )
 
 
 def run_latency(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:

@@ -1,0 +1,229 @@
+"""Clients on real sockets, in a process of their own: 40 that read and ack, and one that sends.
+
+`python -m imcore.cli.bench.harness.socket_clients PLAN`, a JSON object with the fields of `Plan`. It connects, writes
+"ready", waits for a byte on `go_fd`, lives through the storm, and writes a JSON object with what it has seen. It needs
+nothing of imcore but its protocol.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from websockets.client import ClientProtocol
+from websockets.frames import Frame
+from websockets.http11 import Response
+from websockets.uri import parse_uri
+
+_DEADLINE_S = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The first token is the sender's. `is_bare`: the server only passes on what it gets, and knows no receipts."""
+
+    url: str
+    gid: str
+    tokens: Sequence[str]
+    messages: int
+    ack_every: int
+    in_flight: int
+    text: str
+    go_fd: int
+    is_bare: bool = False
+
+
+@dataclass(slots=True)
+class Seen:
+    """Times by msgid (perf_counter): sent, arrived at all readers, and known to the sender as read by all."""
+
+    sent: dict[str, float] = field(default_factory=dict)
+    arrived: dict[str, float] = field(default_factory=dict)
+    known: dict[str, float] = field(default_factory=dict)
+    pushes: int = 0
+    digests: int = 0
+
+
+class Client(asyncio.Protocol):
+    """One socket. Call `on_told(client, method, params)` for a notification, `on_result(result)` for an answer."""
+
+    def __init__(self, url: str, on_told: Callable[["Client", str, Any], None], on_result: Callable[[Any], None]):
+        self._protocol = ClientProtocol(parse_uri(url), max_size=None)
+        self._on_told, self._on_result = on_told, on_result
+        self._ids = 0
+        self.is_open = asyncio.get_running_loop().create_future()
+        self.received = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+        self._protocol.send_request(self._protocol.connect())
+        self._write()
+
+    def data_received(self, data: bytes) -> None:
+        self._protocol.receive_data(data)
+        for event in self._protocol.events_received():
+            if isinstance(event, Response):
+                self.is_open.set_result(None)
+            elif isinstance(event, Frame):
+                self._take(bytes(event.data))
+        self._write()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._protocol.close_sent is None:
+            sys.exit(f"a socket was closed: {self._protocol.close_rcvd}")
+
+    def call(self, method: str, **params: object) -> None:
+        self._ids += 1
+        self._send({"jsonrpc": "2.0", "id": self._ids, "method": method, "params": params})
+
+    def notify(self, text: str) -> None:
+        self._protocol.send_text(text.encode())
+        self._write()
+
+    def close(self) -> None:
+        self._protocol.send_close(1000)
+        self._write()
+
+    def _take(self, text: bytes) -> None:
+        frame = _parsed(text)
+        if "method" in frame:
+            self._on_told(self, frame["method"], frame["params"])
+        elif "error" in frame:
+            sys.exit(f"a call has failed: {frame['error']}")
+        else:
+            self._on_result(frame["result"])
+
+    def _send(self, frame: object) -> None:
+        self.notify(json.dumps(frame))
+
+    def _write(self) -> None:
+        for data in self._protocol.data_to_send():
+            if data:
+                self._transport.write(data)
+
+
+# All readers are told the same: a message is parsed once, and so is its ack made.
+_parsed = lru_cache(maxsize=64)(json.loads)
+
+
+@lru_cache(maxsize=64)
+def _ack(gid: str, msgid: str) -> str:
+    return json.dumps({"jsonrpc": "2.0", "method": "ack", "params": {"gid": gid, "msgid": msgid}})
+
+
+class Storm:
+    """Sends while fewer messages are in flight than allowed. A reader acks every `ack_every`-th message."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._readers = len(plan.tokens) - 1
+        self.seen = Seen()
+        self._missing: dict[str, int] = {}
+        self._called_at: list[float] = []
+        self._connected = 0
+        self._done = asyncio.get_running_loop().create_future()
+        self._sender: Client
+
+    async def connect(self) -> None:
+        loop, place = asyncio.get_running_loop(), urlsplit(self._plan.url)
+        clients: list[Client] = []
+        for token in self._plan.tokens:
+            _, client = await loop.create_connection(
+                lambda: Client(self._plan.url, self._told, self._answered), place.hostname, place.port
+            )
+            await client.is_open
+            client.call("connect", token=token, start="live")
+            clients.append(client)
+        self._sender = clients[0]
+        while self._connected < len(clients):
+            await asyncio.sleep(0.01)
+
+    async def run(self) -> float:
+        """Return the seconds until the sender knew that all have read the last message."""
+        began = time.perf_counter()
+        self._send()
+        async with asyncio.timeout(_DEADLINE_S):
+            await self._done
+        return time.perf_counter() - began
+
+    def _send(self) -> None:
+        while len(self._called_at) < self._plan.messages and self._in_flight < self._plan.in_flight:
+            self._called_at.append(time.perf_counter())
+            self._sender.call("send", gid=self._plan.gid, content=self._plan.text)
+
+    @property
+    def _in_flight(self) -> int:
+        return len(self._called_at) - len(self.seen.arrived)
+
+    def _answered(self, result: Any) -> None:
+        if "groups" in result:
+            self._connected += 1
+        else:
+            self.seen.sent[result["msgid"]] = self._called_at[len(self.seen.sent)]
+
+    def _told(self, client: Client, method: str, params: Any) -> None:
+        if method == "receipts":
+            self._receipts(params["receipts"])
+        elif method == "message" and client is not self._sender:
+            self._message(client, params)
+
+    def _message(self, client: Client, message: Any) -> None:
+        gid, msgid, seen = message["gid"], message["msgid"], self.seen
+        client.received += 1
+        seen.pushes += 1
+        if client.received % self._plan.ack_every == 0:
+            client.notify(_ack(gid, msgid))
+        missing = self._missing.get(msgid, self._readers) - 1
+        self._missing[msgid] = missing
+        if not missing:
+            seen.arrived[msgid] = time.perf_counter()
+            self._send()
+            if self._plan.is_bare and len(seen.arrived) == self._plan.messages:
+                self._done.set_result(None)
+
+    def _receipts(self, receipts: Sequence[Any]) -> None:
+        self.seen.digests += 1
+        now = time.perf_counter()
+        for receipt in receipts:
+            if receipt["read"] == self._readers:
+                self.seen.known.setdefault(receipt["msgid"], now)
+        if len(self.seen.known) == self._plan.messages and not self._done.done():
+            self._done.set_result(None)
+
+
+async def _run(plan: Plan) -> None:
+    storm = Storm(plan)
+    await storm.connect()
+    print("ready", flush=True)
+    await asyncio.to_thread(os.read, plan.go_fd, 1)
+    seconds = await storm.run()
+    seen = storm.seen
+    result = {
+        "seconds": seconds,
+        "pushes": seen.pushes,
+        "digests": seen.digests,
+        "delivery_ms": [(seen.arrived[msgid] - at) * 1000 for msgid, at in seen.sent.items()],
+        "receipt_ms": [(at - seen.arrived[msgid]) * 1000 for msgid, at in seen.known.items()],
+    }
+    print(json.dumps(result), flush=True)
+    os._exit(0)  # the sockets are not used again
+
+
+def main(arguments: Sequence[str]) -> None:
+    plan = Plan(**json.loads(arguments[0]))
+    try:
+        import uvloop  # noqa: PLC0415 (it may be missing)
+    except ImportError:
+        asyncio.run(_run(plan))
+    else:
+        uvloop.run(_run(plan))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
