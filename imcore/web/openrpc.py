@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from imcore.web.jsonrpc import REFUSED
-from imcore.web.methods import MESSAGE, Method, list_of, ref
+from imcore.web.method import Method, list_of, ref
+from imcore.web.methods import MESSAGE
 from imcore.web.parameters import RECEIPT, Parameter, Schema
 
 VERSION = "1.0.0"

@@ -7,9 +7,9 @@ from playwright.sync_api import expect
 
 from imcore.model.direct import gid_of, peer_of
 from imcore.msgid import pack
-from tests.acceptance.web.conftest import People
 from tests.helpers.deadline import wait_until
 from tests.helpers.page_stack import PageStack
+from tests.helpers.tabs import People
 
 PHONE = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
 

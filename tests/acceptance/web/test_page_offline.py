@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, WebSocketRoute, expect
 
-from tests.acceptance.web.conftest import People
 from tests.helpers.deadline import wait_until
 from tests.helpers.page_stack import PageStack
+from tests.helpers.tabs import People
 
 Numbered = Callable[[int, int], list[str]]
 
