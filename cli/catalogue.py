@@ -40,6 +40,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "import": ("import_", "Replay a file of chat events."),
     },
     "Operate": {
+        "health": ("health", "Show whether Redis, SQL and the workers are well."),
         "stats": ("operate", "Show streams, backlogs, dead letters and who is online."),
         "check": ("operate", "Compare Redis with the SQL database."),
         "dead": ("operate", "List, show, requeue and drop dead letters."),

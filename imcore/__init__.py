@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from imcore import errors, msgid
     from imcore.aio import AsyncChat
     from imcore.chat import Chat
-    from imcore.gateway.async_gateway import AsyncGateway, AsyncListener
+    from imcore.gateway.async_gateway import AsyncGateway
+    from imcore.gateway.async_listener import AsyncListener
     from imcore.gateway.fanout import Event, Gap, Joined, Left, NewMessage, ReceiptsChanged, Session, SessionStart
     from imcore.gateway.gateway import Gateway, Listener
     from imcore.model.values import (
@@ -61,7 +62,7 @@ __all__ = [
 _PLACES = {
     "AsyncChat": "aio",
     "AsyncGateway": "gateway.async_gateway",
-    "AsyncListener": "gateway.async_gateway",
+    "AsyncListener": "gateway.async_listener",
     "Chat": "chat",
     "Gateway": "gateway.gateway",
     "Listener": "gateway.gateway",

@@ -8,8 +8,8 @@ The numbers begin at 0 with the process. Each has one writer, a thread or a loop
 
 import time
 from bisect import bisect_left
+from collections import Counter as EachOf
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imcore.errors import ConfigurationError
@@ -33,23 +33,26 @@ HUMAN_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_4
 class Counter:
     """A number that only grows, for each value of its labels."""
 
-    def __init__(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
-        """The exposition adds `_total` to the name."""
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str] = (), *, read: Callable[[], float] | None = None
+    ) -> None:
+        """The exposition adds `_total` to the name. With `read`, that gives the number, as that of a Gauge does."""
         self._name, self._text, self._labels = name, text, labels
         self._values: dict[Labels, float] = {} if labels else {(): 0}
+        self._read = read
 
     def add(self, amount: float = 1, *labels: str) -> None:
         """Add to the number with these values of the labels."""
         self._values[labels] = self._values.get(labels, 0) + amount
 
-    def value(self, *labels: str) -> float:
-        return self._values.get(labels, 0)
+    def values(self) -> Mapping[Labels, float]:
+        return {(): self._read()} if self._read else self._values.copy()
 
     def metric(self) -> "Metric":
         from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415 (only where somebody asks)
 
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
-        for labels, value in self._values.copy().items():
+        for labels, value in self.values().items():
             family.add_metric(labels, value)
         return family
 
@@ -68,7 +71,7 @@ class Gauge:
         """With `read`, that gives the numbers whenever somebody asks: in any thread, and without I/O."""
         self._name, self._text, self._labels = name, text, labels
         self._values: dict[Labels, float] = {} if labels else {(): 0}
-        self._read = read or self._values.copy
+        self._read = read
 
     def set(self, value: float, *labels: str) -> None:
         self._values[labels] = value
@@ -78,13 +81,13 @@ class Gauge:
         self._values[labels] = self._values.get(labels, 0) + amount
 
     def values(self) -> Mapping[Labels, float]:
-        return self._read()
+        return self._read() if self._read else self._values.copy()
 
     def metric(self) -> "Metric":
         from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 (as above)
 
         family = GaugeMetricFamily(self._name, self._text, labels=self._labels)
-        for labels, value in self._read().items():
+        for labels, value in self.values().items():
             family.add_metric(labels, value)
         return family
 
@@ -167,24 +170,19 @@ class Registry:
         return content_type, encode(collectors)
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionBacklog:
-    """What one kind of worker has not done of one partition's journal; the age is that of the oldest entry."""
-
-    worker: str
-    partition: int
-    entries: int
-    age_s: float
+Backlogs = Mapping[Labels, tuple[int, float]]
+"""By kind of worker and partition: the entries that are not done, and the age of the oldest one in seconds. The
+partition of jobs is ''."""
 
 
 class WorkerMetrics:
     """What a worker of a kind counts. The worker's thread writes it; `note_backlog` may come from another one."""
 
     def __init__(self, worker: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._worker = worker
+        self.worker = worker
         self._clock = clock
-        self._backlog: tuple[float, Sequence[PartitionBacklog], int] | None = None
-        """When it was read, the backlogs, and the number of dead letters. Replaced as a whole."""
+        self._backlog: tuple[float, Backlogs, int | None] | None = None
+        """When they were read, the backlogs, and the number of dead letters. Replaced as a whole."""
         one, each = ("worker",), ("worker", "partition")
         self.entries = Counter("imcore_entries_handled", "Journal entries handled, by kind.", ("worker", "kind"))
         self.batches = Counter("imcore_batches", "Steps that handled any entry.", one)
@@ -212,57 +210,54 @@ class WorkerMetrics:
         }
         self.registry = Registry()
         self.registry.add(self.entries, self.batches, self.failures, self.buried, self.errors)
-        self.registry.add(backlog, age, dead, *own[worker])
+        self.registry.add(backlog, age, dead, *own.get(worker, ()))
 
-    def handled(self, kinds: Iterable[tuple[str, int]]) -> None:
-        """Count entries that were handled: how many of each kind."""
-        for kind, count in kinds:
-            self.entries.add(count, self._worker, kind)
+    def handled(self, kinds: Iterable[str]) -> None:
+        """Count entries that were handled, by their kinds."""
+        for kind, count in EachOf(kinds).items():
+            self.entries.add(count, self.worker, kind)
 
     def failed(self, *, buried: bool) -> None:
         """Count a failure of one entry, which may have made it a dead letter."""
-        self.failures.add(1, self._worker)
+        self.failures.add(1, self.worker)
         if buried:
-            self.buried.add(1, self._worker)
+            self.buried.add(1, self.worker)
 
     def stepped(self, handled: int) -> None:
         """Count a step, if it handled any entry."""
         if handled:
-            self.batches.add(1, self._worker)
+            self.batches.add(1, self.worker)
 
     def step_failed(self, error: Exception) -> None:
-        self.errors.add(1, self._worker, type(error).__name__)
+        self.errors.add(1, self.worker, type(error).__name__)
 
-    def note_backlog(self, backlogs: Sequence[PartitionBacklog], dead_letters: int) -> None:
-        """Replace what is known of the backlogs. Until the next call their ages grow by themselves."""
+    def note_backlog(self, backlogs: Backlogs, dead_letters: int | None) -> None:
+        """Replace what is known of the backlogs. Until the next call their ages grow by themselves. From any thread."""
         self._backlog = self._clock(), backlogs, dead_letters
 
-    def _known(self) -> tuple[float, Sequence[PartitionBacklog], int]:
-        """Return how long ago the backlogs were read, what they were, and the dead letters; infinitely long: never."""
-        if self._backlog is None:
-            return float("inf"), (), 0
-        read_at, backlogs, dead_letters = self._backlog
-        elapsed_s = self._clock() - read_at
-        return elapsed_s, backlogs if elapsed_s <= STALE_S else (), dead_letters
+    def _known(self) -> tuple[float, Backlogs, Mapping[Labels, float]]:
+        """Return how long ago the backlogs were read, what they were, and the dead letters; nothing if it is stale."""
+        if self._backlog is None or (elapsed_s := self._clock() - self._backlog[0]) > STALE_S:
+            return 0.0, {}, {}
+        _, backlogs, dead_letters = self._backlog
+        return elapsed_s, backlogs, {} if dead_letters is None else {(): dead_letters}
 
     def _entries(self) -> Mapping[Labels, float]:
-        return {(each.worker, str(each.partition)): each.entries for each in self._known()[1]}
+        return {labels: entries for labels, (entries, _) in self._known()[1].items()}
 
     def _ages(self) -> Mapping[Labels, float]:
         elapsed_s, backlogs, _ = self._known()
-        return {
-            (each.worker, str(each.partition)): each.age_s + elapsed_s if each.entries else 0.0 for each in backlogs
-        }
+        return {labels: age_s + elapsed_s if entries else 0.0 for labels, (entries, age_s) in backlogs.items()}
 
     def _dead_letters(self) -> Mapping[Labels, float]:
-        elapsed_s, _, dead_letters = self._known()
-        return {(): dead_letters} if elapsed_s <= STALE_S else {}
+        return self._known()[2]
 
 
 class WebMetrics:
     """What a process of `im serve` counts, from its loop's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, ack_calls: Callable[[], float] = lambda: 0) -> None:
+        """`ack_calls` returns how many calls of the gateway have sent acks."""
         self.sockets = Gauge("imcore_sockets", "WebSockets that are open.")
         self.closes = Counter("imcore_sockets_closed", "WebSockets that have ended, by close code.", ("code",))
         self.calls = Counter("imcore_calls", "Calls and notifications of clients, by method.", ("method",))
@@ -270,10 +265,12 @@ class WebMetrics:
         self.messages = Counter("imcore_messages_pushed", "Messages pushed, one for each socket.")
         self.receipts = Counter("imcore_receipts_pushed", "Changed tallies pushed, one for each socket.")
         self.acks_received = Counter("imcore_acks_received", "Acks that clients sent.")
-        self.acks_sent = Counter("imcore_acks_sent", "Acks sent to Redis, once those of clients were folded.")
+        acks_sent = Counter(
+            "imcore_acks_sent", "Calls that ack at Redis: those of many clients are folded.", read=ack_calls
+        )
         self.pushed_s = Histogram("imcore_send_to_push_seconds", "From a message's send to its push.", QUICK_S)
         self.registry = Registry()
         self.registry.add(
             *(self.sockets, self.closes, self.calls, self.errors, self.messages, self.receipts),
-            *(self.acks_received, self.acks_sent, self.pushed_s),
+            *(self.acks_received, acks_sent, self.pushed_s),
         )

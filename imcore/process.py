@@ -182,6 +182,16 @@ class WorkerSignals(StopSignals):
         raise Stopped
 
 
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Let threads that are started in the `with` receive no signals: the main thread waits for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start_child(name: str, command: Sequence[str | os.PathLike[str]], **options: Any) -> subprocess.Popen[bytes]:
     """Start a program that ends with this process, with options of Popen.
 

@@ -8,12 +8,19 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from imcore.errors import ImError
 from imcore.logs import setup
+from imcore.metrics import WorkerMetrics
 from imcore.process import Stopped, WorkerSignals
 from imcore.settings import Settings
 from imcore.util import best_effort
+from imcore.workers.monitor import Monitor
+
+if TYPE_CHECKING:
+    from imcore.sql.database import Database
+    from imcore.streams.client import RedisClient
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with WorkerSignals() as signals:  # a signal that arrives while the rest is loaded is not lost
             settings = Settings.from_env()
             setup.install(settings.log_format, settings.log_level, given.name)
-            _run(given.name, settings, signals, burst=given.burst, checks_server=not given.known_server)
+            metrics = WorkerMetrics(given.name)
+            with Monitor(settings, metrics):
+                _run(given.name, settings, signals, metrics, burst=given.burst, checks_server=not given.known_server)
     except ImError as error:
         if settings and settings.log_format == "json":
             log.error("%s", error)
@@ -47,12 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(name: str, settings: Settings, signals: WorkerSignals, **how: bool) -> None:
+def _run(name: str, settings: Settings, signals: WorkerSignals, metrics: WorkerMetrics, **how: bool) -> None:
     """Import a worker once signals are handled, and only that one."""
     if name == "jobs":
         from imcore.workers import jobs  # noqa: PLC0415
 
-        jobs.run(settings, signals, **how)
+        jobs.run(settings, signals, metrics, **how)
         return
     from imcore.workers.runner import run  # noqa: PLC0415
 
@@ -60,11 +69,14 @@ def _run(name: str, settings: Settings, signals: WorkerSignals, **how: bool) -> 
         from imcore.repair.watch import Watch  # noqa: PLC0415
         from imcore.workers.persist import Persist  # noqa: PLC0415
 
-        run(lambda redis, sql, own: Persist(redis, sql, own, Watch(redis, sql, own)), settings, signals, **how)
+        def persist(client: "RedisClient", database: "Database", own: Settings, counted: WorkerMetrics) -> Persist:
+            return Persist(client, database, own, Watch(client, database, own), counted)
+
+        run(persist, settings, signals, metrics, **how)
     else:
         from imcore.workers.receipts import ReceiptsWorker  # noqa: PLC0415
 
-        run(ReceiptsWorker, settings, signals, **how, needs_sql=False)
+        run(ReceiptsWorker, settings, signals, metrics, **how, needs_sql=False)
 
 
 class _Parser(argparse.ArgumentParser):

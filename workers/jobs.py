@@ -25,20 +25,25 @@ from rq.serializers import JSONSerializer
 
 from imcore.admin import append_only, retention, server_settings
 from imcore.errors import ConfigurationError, ImError, RedisFull, TryAgain
+from imcore.metrics import WorkerMetrics
 from imcore.process import Stopped, WorkerSignals
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import open_client
+from imcore.streams.job_queue import JobsLease
 from imcore.streams.journal import one_line
 from imcore.streams.keys import QUEUE
 from imcore.streams.redis_errors import address, driver_errors, translated
 from imcore.system import System
 from imcore.util.backoff import LONGEST_WAIT_S, Backoff, ThrottledLog
+from imcore.workers.presence import Presence
 from imcore.workers.runner import Retrier, check_server
 
 log = logging.getLogger(__name__)
 
 TRIM = "imcore.workers.jobs.trim"
+_JOBS = {TRIM}
+"""The jobs that are counted by name. Others are what somebody else enqueued."""
 
 LONGEST_JOB_S = 6 * 60 * 60
 LOOK_EVERY_S = 60
@@ -101,6 +106,7 @@ class JobsWorker(SimpleWorker):
         self._is_logging = False
         self._held_signal: int | None = None
         self._pubsub_wait = Backoff()
+        self.metrics = WorkerMetrics("jobs")
         super().__init__(
             [queue(connection)],
             connection=connection,
@@ -166,6 +172,13 @@ class JobsWorker(SimpleWorker):
         else:
             super()._pubsub_exception_handler(exc, pubsub, pubsub_thread)
 
+    def perform_job(self, job: Job, *args: Any, **options: Any) -> bool:
+        """Run a job; return whether it has succeeded, and count that."""
+        is_done: bool = super().perform_job(job, *args, **options)
+        name = job.func_name if job.func_name in _JOBS else "other"
+        self.metrics.jobs.add(1, name.rpartition(".")[2], "done" if is_done else "failed")
+        return is_done
+
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Log why a job failed, unless a signal has cut it short."""
         error = exc_info[1]
@@ -189,14 +202,16 @@ class JobsWorker(SimpleWorker):
             super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
 
-def run(settings: Settings, signals: WorkerSignals, *, burst: bool, checks_server: bool = True) -> None:
+def run(
+    settings: Settings, signals: WorkerSignals, metrics: WorkerMetrics, *, burst: bool, checks_server: bool = True
+) -> None:
     """Work off jobs until a signal arrives, or, in a burst, until none is left.
 
     With `checks_server` it first warns of settings of the server that break a promise. After a signal the job in hand
     may end, for a while: cut short, it has failed, and the next trim does the rest. A Redis that is away is waited for,
     except in a burst. Raise ConfigurationError where rq cannot run.
     """
-    loop = _RqLoop(settings, signals, burst)
+    loop = _RqLoop(settings, signals, metrics, burst)
     for name in _RQ_LOGS:
         logging.getLogger(name).addFilter(loop.lets_pass)
     try:
@@ -220,8 +235,9 @@ def _check_server(settings: Settings) -> None:
 class _RqLoop:
     """Runs one rq worker after the other: an rq worker ends when the server refuses a command."""
 
-    def __init__(self, settings: Settings, signals: WorkerSignals, burst: bool) -> None:
-        self.retrier = Retrier(signals, ends=burst)
+    def __init__(self, settings: Settings, signals: WorkerSignals, metrics: WorkerMetrics, burst: bool) -> None:
+        self.retrier = Retrier(signals, metrics, ends=burst)
+        self._metrics = metrics
         self._settings = settings
         self._signals = signals
         self._burst = burst
@@ -260,8 +276,10 @@ class _RqLoop:
         trim_every_ms = 0 if self._burst else self._settings.trim_every_ms
         self._ended_by = None
         worker = JobsWorker(connection, self._signals, trim_every_ms, retrier=self.retrier, on_birth=self._born)
+        worker.metrics = self._metrics
         try:
-            worker.work(burst=self._burst, logging_level=None)
+            with Presence(JobsLease(connection, self._settings.lease_ms), self._settings.lease_ms):
+                worker.work(burst=self._burst, logging_level=None)
         finally:
             worker.leave()
 

@@ -11,8 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from imcore import msgid as msgids
 from imcore.admin import append_only
 from imcore.errors import DatabaseRejected, DatabaseUnavailable, ImError
+from imcore.metrics import WorkerMetrics
 from imcore.model.rows import Batch, ConfirmRow, GroupRow, MoveRow, SpanRow, WatermarkRow
 from imcore.msgid import NONE
 from imcore.settings import Settings
@@ -46,10 +48,18 @@ Offsets = dict[Spans, int]
 class Persist:
     """The worker. It sends nothing before the first step. `watch` keeps SQL from storing what Redis has lost."""
 
-    def __init__(self, client: RedisClient, database: Database, settings: Settings, watch: "Watch") -> None:
+    def __init__(
+        self,
+        client: RedisClient,
+        database: Database,
+        settings: Settings,
+        watch: "Watch",
+        metrics: WorkerMetrics | None = None,
+    ) -> None:
         self._client = client
         self._database = database
-        self._journal = Journal(client, KIND, settings)
+        self._metrics = metrics or WorkerMetrics(KIND)
+        self._journal = Journal(client, KIND, settings, self._metrics)
         self._watch = watch
         self._batch_size = settings.batch_size
         self._in_hand: list[Entry] = []
@@ -109,8 +119,17 @@ class Persist:
             append_only.note_recalled(self._client, _recalled(sound))
             self._write(sound)
         written = [item.entry for item in _sound(items)]
+        self._count(written)
         self._journal.done(written)
         return len(written) + sum(self._journal.fail(item.entry, item.problem) for item in items if item.problem)
+
+    def _count(self, written: Sequence[Entry]) -> None:
+        """Count the messages of entries that are in SQL now. Those of one entry were sent at once."""
+        now_s = time.time()
+        for entry in written:
+            if isinstance(event := entry.event, Sent):
+                self._metrics.messages.add(event.messages)
+                self._metrics.stored_s.observe(now_s - msgids.time_ms(event.last) / 1000, event.messages)
 
     def _fetch_members(self, item: WorkItem) -> None:
         """Give an item the first members of its group; if one transaction cannot hold them, write all but the last.

@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 
+from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable, ImError, TryAgain
+from imcore.metrics import WorkerMetrics
 from imcore.operations.effects import raised
 from imcore.settings import Settings
 from imcore.sql.database import Database
@@ -45,12 +47,15 @@ class ReceiptsWorker:
 
     kind = "receipts"
 
-    def __init__(self, client: RedisClient, database: Database, settings: Settings) -> None:
+    def __init__(
+        self, client: RedisClient, database: Database, settings: Settings, metrics: WorkerMetrics | None = None
+    ) -> None:
         self._client = client
         self._database = database
         self._window_s = settings.receipt_window_ms / 1000
         self._longest_sleep_s = settings.lease_ms / 3000
-        self._journal = Journal(client, self.kind, settings)
+        self._metrics = metrics or WorkerMetrics(self.kind)
+        self._journal = Journal(client, self.kind, settings, self._metrics)
         self._in_hand: list[Entry] = []
         self._digests: list[Digest] = []
         """Those sent for the entries in hand."""
@@ -113,7 +118,19 @@ class ReceiptsWorker:
             else:
                 done.append(entry)
         if done:
-            self._journal.done(done, coalescing_counts(done, self._digests))
+            counts = coalescing_counts(done, self._digests)
+            self._journal.done(done, counts)
+            self._count(done, counts.values())
+
+    def _count(self, done: Iterable[Entry], counts: Iterable[CoalescingCounts]) -> None:
+        for each in counts:
+            self._metrics.acks.add(each.acks)
+            self._metrics.receipts.add(each.receipts)
+            self._metrics.digests.add(each.digests)
+        for entry in done:
+            if isinstance(event := entry.event, Acked):
+                for move in event.moves:
+                    self._metrics.read_s.observe((entry.time_ms - msgids.time_ms(move.to)) / 1000, len(move.uids))
 
     def _send_digests(self, moves: dict[str, list[Move]]) -> dict[str, ImError]:
         """Send a digest to every sender concerned; return the groups where that is impossible, or has to wait."""

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from imcore.admin import server_settings
 from imcore.errors import ConfigurationError, ImError
+from imcore.metrics import WorkerMetrics
 from imcore.process import Stopped, WorkerSignals
 from imcore.settings import Settings
 from imcore.sql.database import Database
@@ -40,7 +41,7 @@ class Worker(Protocol):
         """Give back this process's name: another process takes over its open entries at once."""
 
 
-WorkerFactory = Callable[[RedisClient, Database, Settings], Worker]
+WorkerFactory = Callable[[RedisClient, Database, Settings, WorkerMetrics], Worker]
 
 
 class Retrier:
@@ -50,9 +51,17 @@ class Retrier:
     that fails in turn with another that succeeds is not repeated more often for that.
     """
 
-    def __init__(self, signals: WorkerSignals, *, ends: bool = False, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        signals: WorkerSignals,
+        metrics: WorkerMetrics | None = None,
+        *,
+        ends: bool = False,
+        clock: Clock = time.monotonic,
+    ) -> None:
         """With `ends`, the first failure is raised instead, unless a signal has arrived before it."""
         self._signals = signals
+        self._metrics = metrics
         self._ends = ends
         self._clock = clock
         self._waits: Backoffs[str] = Backoffs()
@@ -69,6 +78,8 @@ class Retrier:
             except ConfigurationError:
                 raise
             except ImError as error:
+                if self._metrics:
+                    self._metrics.step_failed(error)
                 if self._ends and not self._signals.stopping:
                     raise
                 self._wait(error)
@@ -110,6 +121,7 @@ def run(
     factory: WorkerFactory,
     settings: Settings,
     signals: WorkerSignals,
+    metrics: WorkerMetrics,
     *,
     burst: bool,
     checks_server: bool = True,
@@ -126,19 +138,23 @@ def run(
     """
     if burst:
         settings = replace(settings, block_ms=min(settings.block_ms, BURST_BLOCK_MS))
-    retrier = Retrier(signals, ends=burst)
+    retrier = Retrier(signals, metrics, ends=burst)
     handled = 0
     try:
         if checks_server:
             retrier.call(lambda: check_server(settings))
         with ExitStack() as stack:
-            worker = retrier.call(lambda: stack.enter_context(_opened(factory, settings, needs_sql)))
+            worker = retrier.call(lambda: stack.enter_context(_opened(factory, settings, metrics, needs_sql)))
             # Loaded modules stay. A collector that does not look at them takes a quarter less of a busy worker's time.
             gc.collect()
             gc.freeze()
-            handled += retrier.call(worker.step)  # a burst too: a step does more than handle entries
-            while not (burst and retrier.call(worker.drained)):
-                handled += retrier.call(worker.step)
+            is_drained = False  # a burst steps once at least: a step does more than handle entries
+            while not is_drained:
+                count = retrier.call(worker.step)
+                handled += count
+                metrics.stepped(count)
+                log.debug("%d entries handled in a step", count)
+                is_drained = burst and retrier.call(worker.drained)
     except Stopped:
         pass
     log.info("ended; %d entries handled", handled)
@@ -154,7 +170,7 @@ def check_server(settings: Settings) -> None:
 
 
 @contextmanager
-def _opened(factory: WorkerFactory, settings: Settings, needs_sql: bool) -> Iterator[Worker]:
+def _opened(factory: WorkerFactory, settings: Settings, metrics: WorkerMetrics, needs_sql: bool) -> Iterator[Worker]:
     with (
         closing(RedisClient.connect(settings)) as client,
         Database.connect(settings.database_url, data_dir=settings.data_dir) as database,
@@ -166,7 +182,7 @@ def _opened(factory: WorkerFactory, settings: Settings, needs_sql: bool) -> Iter
             database.refuse_newer()
         client.new_partitions = database.partitions() or client.new_partitions
         log.info("started: Redis at %s, SQL at %s", client.address, database.address)
-        worker = factory(client, database, settings)
+        worker = factory(client, database, settings, metrics)
         try:
             yield worker
         finally:

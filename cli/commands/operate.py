@@ -45,14 +45,18 @@ def stats(run: Invocation, online: bool) -> None:
     that this user may not read are `not known`, and stderr says why a server is missing.
     """
     from imcore.admin import stats as admin  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.streams.consumers import missing_kinds  # noqa: PLC0415
 
     with closing(run.connect()) as system:
         record = asdict(admin.stats(system))
+        missing = () if run.json else missing_kinds(system.client)
         if online:
             record["online_uids"] = list(admin.online_uids(system))
     run.show([record], _STATS_COLUMNS)
     if not run.json:
         _show_rest(run, record)
+    if missing:
+        output.remark(f"no worker {' and no worker '.join(missing)} runs: see im health")
     if record["unseen"]:
         output.remark(*record["unseen"])
     if record["rebuild"]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
-from imcore.streams.keys import RQ_FAILED, RQ_QUEUED, RQ_RUNNING
+from imcore.streams.keys import RQ_FAILED, RQ_QUEUED, RQ_RUNNING, rq_job
 
 PASSWORD = "#SHA256_OF_THE_PASSWORD"  # noqa: S105 (a placeholder; the server refuses it as it stands)
 
@@ -31,7 +31,7 @@ _INSPECTIONS = (
     *("get", "info", "lrange", "memory|usage", "pttl", "sismember"),
     *("xinfo|consumers", "xinfo|groups", "xlen", "xpending"),
 )
-"""Further commands of `im stats`, `im dead` and `im check`."""
+"""Further commands of `im stats`, `im health`, `im dead` and `im check`."""
 
 _PUBSUB = ("spublish", "ssubscribe", "sunsubscribe")
 
@@ -132,10 +132,11 @@ READER = Role(
     "reader",
     (
         *("%R~im:*", *_CONNECTING, *_allowed(_QUERIES, _INSPECTIONS)),
-        _selector((f"%R~{key}" for key in (RQ_QUEUED, RQ_RUNNING, RQ_FAILED)), _allowed(("llen", "zcard"))),
+        _selector((f"%R~{key}" for key in (RQ_QUEUED, RQ_RUNNING, RQ_FAILED)), _allowed(("lindex", "llen", "zcard"))),
+        _selector((f"%R~{rq_job('*')}",), _allowed(("hget",))),
     ),
 )
-"""Queries: `im status`, `unread`, `group list`, `stats`, `dead list`, `check` without `--repair`, ..."""
+"""Queries: `im status`, `unread`, `group list`, `stats`, `health`, `dead list`, `check` without `--repair`, ..."""
 
 GATEWAY = Role(
     "gateway",

@@ -23,7 +23,7 @@ from imcore.sql import queries
 from imcore.streams.calls import journal_calls, message_calls
 from imcore.streams.calls.call import Trimmed
 from imcore.streams.client import CHUNK, RedisClient
-from imcore.streams.consumers import worker_stats
+from imcore.streams.consumers import KINDS, worker_stats
 from imcore.streams.events import Sent
 from imcore.streams.keys import CONFIG
 from imcore.system import System
@@ -39,7 +39,7 @@ _SAME = MessageRow._fields.index("content")
 """Rows that agree in the fields before are the same message: a recall may change the later fields."""
 
 STORES = ("persist",)
-READS = ("persist", "receipts")
+READS = KINDS
 """The kinds of worker that must have handled an entry: to trim a stream, and to trim a journal. They count even if they
 have never run. Any other kind that reads a journal counts once it has begun."""
 

@@ -1,7 +1,6 @@
 """Figures for an operator: sizes, online users, the backlog of the workers. Only reads."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 
 from imcore.admin.server_settings import ServerSettings, all_servers
@@ -12,9 +11,9 @@ from imcore.operations.performer import stream_from_redis
 from imcore.settings import Settings
 from imcore.streams import keys, urls
 from imcore.streams.calls import journal_calls, session_calls
-from imcore.streams.client import CHUNK, RedisClient, open_client
+from imcore.streams.client import CHUNK, RedisClient
 from imcore.streams.consumers import SilentHolder, WorkerStats, lives, silent_holders, worker_stats
-from imcore.streams.redis_errors import driver_errors
+from imcore.streams.job_queue import job_queue
 from imcore.system import System
 
 LATELY_S = 10
@@ -24,7 +23,6 @@ _WEIGHED = 100
 
 _MOST_MEMBERS = 2000
 """Only streams of groups with fewer members are measured: it takes the server 0.1 us per member."""
-_JOBS_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +101,14 @@ def stats(system: System) -> Stats:
         streams=(_group_streams(client, groups), _journals(client, journals)),
         storm=_storm(client),
         silent=silent_holders(client, system.settings),
-        rebuild=_rebuild(client),
+        rebuild=rebuild_state(client),
         servers=all_servers(client, system.settings, unseen.append),
         unseen=tuple(unseen),
     )
 
 
-def _rebuild(client: RedisClient) -> str | None:
+def rebuild_state(client: RedisClient) -> str | None:
+    """Return `under way` or `broken off` for a rebuild that has not ended; None if there is none."""
     if not client.query("HGET", keys.CONFIG, keys.REBUILDING):
         return None
     return "under way" if lives(client, keys.REBUILD, [1]) else "broken off"
@@ -157,16 +156,13 @@ def _memory(client: RedisClient, names: Sequence[str]) -> int | None:
 
 
 def _jobs(settings: Settings) -> JobStats | None:
-    """Count rq's keys: its own functions would delete old jobs."""
-    url = settings.jobs_redis_url
-    if urls.is_cluster(url):
+    if urls.is_cluster(settings.jobs_redis_url):
         return None  # rq does not run there
-    jobs = open_client(url, timeout_s=_JOBS_TIMEOUT_S, block_ms=settings.block_ms)
     try:
-        with driver_errors(url), closing(jobs) as client:
-            return JobStats(client.llen(keys.RQ_QUEUED), client.zcard(keys.RQ_RUNNING), client.zcard(keys.RQ_FAILED))
+        queue = job_queue(settings)
     except ImError:
         return None
+    return JobStats(queue.queued, queue.running, queue.failed)
 
 
 def _storm(client: RedisClient) -> StormStats:

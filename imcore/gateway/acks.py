@@ -1,285 +1,189 @@
-"""Acks: buffers what sessions have received, and sends it in few calls without waiting for the answers. No I/O."""
+"""Acks: buffers what sessions have received, until it is sent in few calls. No I/O."""
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from itertools import takewhile
 
-from imcore.errors import ImError, TryAgain, UnknownGroup, raise_what_stops_all
-from imcore.gateway.cursor import ResumePoint
 from imcore.gateway.fanout import Recipients, Session
-from imcore.operations.effects import Answers, Effects, FinishCalls, StartCalls, call_many
-from imcore.operations.queries import MessagesByMsgid
-from imcore.streams.calls import message_calls
-from imcore.streams.calls.call import Trimmed
-from imcore.streams.calls.message_calls import AckResult, AckTarget, split_targets
-from imcore.streams.keys import Keyspace
-from imcore.util.backoff import Backoffs, Clock, ThrottledLog
+from imcore.streams.calls.message_calls import AckTarget
 from imcore.util.batches import grouped
 
-_NONE: dict[Recipients, "UnackedMessages"] = {}
+MOST_MESSAGES = 1000
+"""The most messages of one group that wait: memory is bounded, whatever `ack_every` is."""
 
 
-@dataclass(eq=False, slots=True)
-class UnackedMessages:
-    """Messages of a group that recipients have received and not acked. Sessions in `ended` do not ack them any more.
+class GroupAcks:
+    """What was received of one group and is not acked: all of it travels in one call. Msgids are packed.
 
-    `due` and `not_before` are seconds of the monotonic clock; `not_before` is set when the ack was requeued.
+    Older messages are kept beside the newest: if the server refuses somebody's newest, the one before it is acked.
     """
 
-    gid: str
-    recipients: Recipients
-    newest: ResumePoint
-    due: float
-    count: int = 0
-    is_taken: bool = False
-    not_before: float = 0.0
-    ended: frozenset[Session] = frozenset()
+    __slots__ = ("counts", "due", "ended", "gid", "is_full", "is_taken", "messages", "seqs", "shared")
 
-    @property
-    def uids(self) -> tuple[str, ...]:
-        return (self.recipients.without(self.ended) if self.ended else self.recipients).uids
+    def __init__(self, gid: str, due: float) -> None:
+        self.gid = gid
+        self.due = due  # seconds of the monotonic clock
+        self.is_full = False
+        self.is_taken = False
+        self.messages: dict[int, dict[Recipients, None]] = {}  # who has received each
+        self.seqs: dict[int, int] = {}
+        self.counts: dict[Recipients, int] = {}  # of messages that they have received
+        self.shared: set[Recipients] = set()  # of several sessions
+        self.ended: dict[Recipients, set[Session]] = {}  # these sessions do not ack any more
+
+    def targets(self) -> list[AckTarget]:
+        """Return the newest message of each recipient. The recipients of one message are one target."""
+        targets = []
+        for msgid, same in grouped((msgid, recipients) for recipients, msgid in self._newest().items()).items():
+            uids = tuple(dict.fromkeys(uid for recipients in same for uid in self._uids(recipients)))
+            if uids:
+                targets.append(AckTarget(msgid, uids, self.seqs.get(msgid)))
+        return targets
+
+    def again(self, msgids: Collection[int], refused: Collection[int]) -> "GroupAcks":
+        """Return the acks of those whose newest message is one of these or refused, without the refused ones."""
+        concerned = {each for each, msgid in self._newest().items() if msgid in msgids or msgid in refused}
+        again = GroupAcks(self.gid, 0.0)
+        for msgid, recipients in self.messages.items():
+            if msgid not in refused and (same := concerned.intersection(recipients)):
+                again.messages[msgid] = dict.fromkeys(same)
+        again.shared, again.ended, again.seqs = self.shared, self.ended, self.seqs
+        return again
+
+    def _newest(self) -> dict[Recipients, int]:
+        return {recipients: msgid for msgid in sorted(self.messages) for recipients in self.messages[msgid]}
+
+    def _uids(self, recipients: Recipients) -> tuple[str, ...]:
+        return (recipients.without(self.ended[recipients]) if recipients in self.ended else recipients).uids
+
+    def merge(self, other: "GroupAcks") -> None:
+        for msgid, recipients in other.messages.items():
+            self.messages.setdefault(msgid, {}).update(recipients)
+        for each, sessions in other.ended.items():
+            self.ended.setdefault(each, set()).update(sessions)
+        self.shared |= other.shared
+        self.seqs.update(other.seqs)
+
+    def remove(self, session: Session) -> list[int]:
+        """Remove a session; return the messages that it has received."""
+        own, removed = session.as_recipients, []
+        shared = [each for each in self.shared if session in each.session_set]
+        for each in shared:
+            self.ended.setdefault(each, set()).add(session)
+        for msgid, recipients in self.messages.items():
+            if own in recipients or any(each in recipients for each in shared):
+                recipients.pop(own, None)
+                removed.append(msgid)
+        self.counts.pop(own, None)
+        return removed
 
 
 class AckBuffer:
-    """Acks are due after `every` messages of a group or after `interval_s`, whichever is first.
+    """Acks of a group are due after `every` messages of one of its sessions, or after `interval_s`.
 
-    Acks that are due a quarter of the interval later are taken with them, since clients that receive one message say
-    so one after the other.
+    Clients that receive one message say so one after the other: so acks that are due by their number wait `fold_s` for
+    those of other clients, and acks that are due a quarter of the interval later are taken with those that are due.
     """
 
-    def __init__(self, every: int, interval_s: float) -> None:
+    def __init__(self, every: int, interval_s: float, fold_s: float = 0.0) -> None:
         self._every = every
         self._interval_s = interval_s
         self._slack_s = interval_s / 4
-        self._waiting: dict[str, dict[Recipients, UnackedMessages]] = {}
-        self._in_order: deque[UnackedMessages] = deque()
-        self._full: list[UnackedMessages] = []
-        self._requeued: dict[tuple[str, Recipients], UnackedMessages] = {}
+        self._fold_s = min(fold_s, self._slack_s)
+        self._waiting: dict[str, GroupAcks] = {}
+        self._in_order: deque[GroupAcks] = deque()
+        self._full: deque[tuple[float, GroupAcks]] = deque()
+        self._requeued: dict[str, GroupAcks] = {}
         self._requeued_due = math.inf
         """No later than the first requeued ack is due."""
 
-    def received(self, gid: str, recipients: Recipients, message: ResumePoint, now: float) -> None:
-        unacked = self._waiting.get(gid, _NONE).get(recipients)
-        if unacked is None:
-            unacked = UnackedMessages(gid, recipients, message, now + self._interval_s, is_taken=self._every == 1)
-            if not unacked.is_taken:
-                self._waiting.setdefault(gid, {})[recipients] = unacked
-                self._in_order.append(unacked)
-        elif message.msgid > unacked.newest.msgid:
-            unacked.newest = message
-        unacked.count += 1
-        if unacked.count >= self._every:
-            self._full.append(unacked if unacked.is_taken else self._take(unacked))
+    def received(self, gid: str, recipients: Recipients, msgid: int, seq: int | None, now: float) -> bool:
+        """Note that recipients have received a message. Return whether acks are due earlier than before."""
+        group = self._waiting.get(gid)
+        is_earlier = group is None
+        if group is None:
+            group = self._waiting[gid] = GroupAcks(gid, now + self._interval_s)
+            self._in_order.append(group)
+        holders = group.messages.get(msgid)
+        if holders is None:
+            holders = group.messages[msgid] = {}
+        holders[recipients] = None
+        if seq is not None:
+            group.seqs[msgid] = seq
+        if recipients.sessions[0].as_recipients is not recipients:
+            group.shared.add(recipients)
+        count = group.counts[recipients] = group.counts.get(recipients, 0) + 1
+        if (count >= self._every or len(group.messages) >= MOST_MESSAGES) and not group.is_full:
+            group.is_full = is_earlier = True
+            self._full.append((now + self._fold_s, group))
+        return is_earlier
 
     def next_due(self) -> float:
-        if self._full:
-            return 0.0
         self._pop_taken()
-        return min(self._requeued_due, self._in_order[0].due if self._in_order else math.inf)
+        full = self._full[0][0] if self._full else math.inf
+        return min(full, self._requeued_due, self._in_order[0].due if self._in_order else math.inf)
 
-    def take_due(self, now: float) -> list[UnackedMessages]:
-        taken, self._full = [*self._take_requeued(now), *self._full], []
+    def take_due(self, now: float) -> list[GroupAcks]:
+        """Take out the acks that are due, at most once for each group."""
+        taken = {group.gid: group for group in self._take_requeued(now)}
         self._pop_taken()
+        due = [group for until, group in self._full if until <= now]
         until = now + self._slack_s if self._in_order and self._in_order[0].due <= now else now
-        while self._in_order and self._in_order[0].due <= until:
-            taken.append(self._take(self._in_order[0]))
-            self._pop_taken()
-        return taken
+        due += takewhile(lambda group: group.due <= until, self._in_order)
+        for group in due:
+            if not group.is_taken:
+                self._take(group)
+                if group.gid in taken:
+                    taken[group.gid].merge(group)
+                else:
+                    taken[group.gid] = group
+        return list(taken.values())
 
-    def take_of(self, sessions: Collection[Session]) -> list[UnackedMessages]:
-        """Take out the acks of these sessions; those of other sessions stay."""
-        return [
-            UnackedMessages(unacked.gid, Recipients(own), unacked.newest, unacked.due, is_taken=True)
-            for unacked, own in self._remove(sessions)
-        ]
+    def take_of(self, sessions: Iterable[Session]) -> list[GroupAcks]:
+        """Take out the acks of these sessions in their groups; those of other sessions stay."""
+        taken: dict[str, GroupAcks] = {}
+        for session in sessions:
+            for group, msgids in self._remove(session, session.gids):
+                own = taken.setdefault(group.gid, GroupAcks(group.gid, 0.0))
+                own.seqs.update(group.seqs)
+                for msgid in msgids:
+                    own.messages.setdefault(msgid, {})[session.as_recipients] = None
+        return list(taken.values())
 
-    def forget(self, sessions: Collection[Session], gid: str | None = None) -> None:
-        """Drop the acks of sessions, in one group or in all: they have not received the messages, or will again."""
-        self._remove(sessions, gid)
+    def forget(self, sessions: Iterable[Session], gid: str | None = None) -> None:
+        """Drop the acks of sessions, in one group or in theirs: they have not received the messages, or will again."""
+        for session in sessions:
+            self._remove(session, session.gids if gid is None else {gid})
 
-    def requeue(self, acks: Iterable[UnackedMessages], not_before: float = 0.0) -> None:
-        """Put back acks that failed: they are due at once, or at a time. The ack of the later message stays."""
-        for unacked in acks:
-            key = unacked.gid, unacked.recipients
-            other = self._requeued.get(key, unacked)
-            later = unacked if unacked.newest.msgid > other.newest.msgid else other
-            later.not_before = not_before
-            self._requeued[key] = later
+    def requeue(self, acks: Iterable[GroupAcks], not_before: float = 0.0) -> None:
+        """Put back acks that failed: they are due at once, or at a time."""
+        for group in acks:
+            waiting = self._requeued.setdefault(group.gid, group)
+            if waiting is not group:
+                waiting.merge(group)
+            waiting.due = not_before
             self._requeued_due = min(self._requeued_due, not_before)
 
-    def _take_requeued(self, now: float) -> list[UnackedMessages]:
+    def _take_requeued(self, now: float) -> list[GroupAcks]:
         if self._requeued_due > now:
             return []
-        due = [key for key, unacked in self._requeued.items() if unacked.not_before <= now]
-        taken = [self._requeued.pop(key) for key in due]
-        self._requeued_due = min((unacked.not_before for unacked in self._requeued.values()), default=math.inf)
+        due = [gid for gid, group in self._requeued.items() if group.due <= now]
+        taken = [self._requeued.pop(gid) for gid in due]
+        self._requeued_due = min((group.due for group in self._requeued.values()), default=math.inf)
         return taken
 
-    def _remove(
-        self, sessions: Collection[Session], gid: str | None = None
-    ) -> list[tuple[UnackedMessages, frozenset[Session]]]:
-        """Take sessions out of the acks of one group or of all; return the acks, each with its sessions among these."""
-        gids = {gid} if gid else {gid for session in sessions for gid in session.gids}
-        parts = [
-            (unacked, own)
-            for unacked in self._in_groups(gids)
-            if (own := unacked.recipients.session_set.intersection(sessions) - unacked.ended)
-        ]
-        for unacked, own in parts:
-            unacked.ended |= own
-            if not unacked.is_taken and len(unacked.ended) == len(unacked.recipients.sessions):
-                self._take(unacked)
-        return parts
+    def _remove(self, session: Session, gids: Iterable[str]) -> list[tuple[GroupAcks, list[int]]]:
+        """Take a session out of the acks of groups; return these, each with the messages that it has received."""
+        places = [places[gid] for gid in gids for places in (self._waiting, self._requeued) if gid in places]
+        return [(group, msgids) for group in places if (msgids := group.remove(session))]
 
-    def _in_groups(self, gids: Collection[str]) -> Iterator[UnackedMessages]:
-        yield from (unacked for unacked in [*self._full, *self._requeued.values()] if unacked.gid in gids)
-        for gid in gids:
-            yield from self._waiting.get(gid, {}).values()
-
-    def _take(self, unacked: UnackedMessages) -> UnackedMessages:
-        unacked.is_taken = True
-        of_group = self._waiting[unacked.gid]
-        del of_group[unacked.recipients]
-        if not of_group:
-            del self._waiting[unacked.gid]
-        return unacked
+    def _take(self, group: GroupAcks) -> None:
+        group.is_taken = True
+        del self._waiting[group.gid]
 
     def _pop_taken(self) -> None:
         while self._in_order and self._in_order[0].is_taken:
             self._in_order.popleft()
-
-
-def targets(acks: Iterable[UnackedMessages]) -> dict[str, list[AckTarget]]:
-    """Return acks by group, so that those of a group travel in one call, and those of a message are one target."""
-    by_message = grouped(((unacked.gid, unacked.newest.msgid), unacked) for unacked in acks)
-    return grouped((gid, target) for (gid, _), same in by_message.items() if (target := _target(same)).uids)
-
-
-def _target(same: Sequence[UnackedMessages]) -> AckTarget:
-    newest = same[0].newest
-    if len(same) == 1:
-        return AckTarget(newest.msgid, same[0].uids, newest.seq)
-    seqs = (each.newest.seq for each in same if each.newest.seq is not None)
-    return AckTarget(newest.msgid, tuple(dict.fromkeys(uid for each in same for uid in each.uids)), next(seqs, None))
-
-
-_Batch = list[tuple[str, list[AckTarget]]]
-"""The gid and the targets of each call."""
-
-
-@dataclass(eq=False)
-class AckSender:
-    """A task: sends the acks of a buffer; failed acks return to it. A group that Redis refuses waits alone."""
-
-    _space: Keyspace
-    buffer: AckBuffer
-    _log: ThrottledLog
-    _clock: Clock
-    _backoffs: Backoffs[str] = field(default_factory=Backoffs)
-    _sent: tuple[list[UnackedMessages], _Batch, Answers[list[AckResult]]] | None = None
-    """Acks whose answers have not been read yet."""
-
-    def due(self) -> float:
-        """Return when to step: at once while there are answers to read, which takes next to no time."""
-        return 0.0 if self._sent else self.buffer.next_due()
-
-    def step(self) -> Effects[None]:
-        """Send the acks that are due, or read the answers to those that were sent."""
-        now = self._clock()
-        if self.buffer.next_due() <= now:
-            yield from self._send(self._not_waiting(self.buffer.take_due(now), now))
-        else:
-            yield from self._read_answers()
-
-    def _not_waiting(self, due: Iterable[UnackedMessages], now: float) -> list[UnackedMessages]:
-        ready = []
-        for unacked in due:
-            until = self._backoffs.until(unacked.gid)
-            if until > now:
-                self.buffer.requeue([unacked], until)
-            else:
-                ready.append(unacked)
-        return ready
-
-    def flush(self, sessions: Collection[Session] | None) -> Effects[None]:
-        """Send all acks of these sessions or of all, and wait for the answers. Raise TryAgain if some have to wait."""
-        yield from self._read_answers()
-        yield from self._send(self.buffer.take_due(math.inf) if sessions is None else self.buffer.take_of(sessions))
-        for error in (yield from self._read_answers()):
-            if isinstance(error, TryAgain):
-                raise error
-
-    def abandon(self) -> Effects[None]:
-        """Read and ignore the answers that are still to come."""
-        sent, self._sent = self._sent, None
-        if sent:
-            yield from FinishCalls(sent[2])
-
-    def _read_answers(self) -> Effects[list[ImError]]:
-        """Read the answers; return the errors of groups, whose acks wait alone. Raise the error that stops all."""
-        if self._sent is None:
-            return []
-        (acks, batch, started), self._sent = self._sent, None
-        try:
-            answers = yield from FinishCalls(started)
-        except BaseException:
-            self.buffer.requeue(acks)
-            raise
-        refused = self._postpone(acks, batch, answers)
-        raise_what_stops_all(answers)
-        for (gid, part), answer in zip(batch, answers, strict=True):
-            for target in self._trimmed(part, answer):
-                yield from self._ack_trimmed(gid, target)
-        return refused
-
-    def _postpone(
-        self, acks: list[UnackedMessages], batch: _Batch, answers: Sequence[list[AckResult] | ImError]
-    ) -> list[ImError]:
-        """Requeue the acks of groups that were refused; return the errors. A group that is gone needs no acks."""
-        refused = {
-            gid: answer
-            for (gid, _), answer in zip(batch, answers, strict=True)
-            if isinstance(answer, ImError) and not isinstance(answer, UnknownGroup)
-        }
-        for gid, error in refused.items():
-            until = self._backoffs.failed(gid, self._clock())
-            self.buffer.requeue((each for each in acks if each.gid == gid), until)
-            self._log.note(error, "acks in some groups have to wait: %s")
-        self._backoffs.succeeded(gid for gid, _ in batch if gid not in refused)
-        return list(refused.values())
-
-    def _send(self, acks: list[UnackedMessages]) -> Effects[None]:
-        try:
-            yield from self._read_answers()
-            batch = [(gid, part) for gid, of_group in targets(acks).items() for part in split_targets(of_group)]
-            if batch:
-                started = yield from StartCalls([message_calls.ack(self._space, gid, part) for gid, part in batch])
-                self._sent = acks, batch, started
-        except BaseException:
-            self.buffer.requeue(acks)
-            raise
-
-    def _ack_trimmed(self, gid: str, target: AckTarget) -> Effects[None]:
-        """Ack a message that only SQL still has, by its seq. If that fails, the next ack makes up for it."""
-        msgid = target.msgid or 0
-        try:
-            rows = yield from MessagesByMsgid(gid, [msgid])
-            if msgid in rows:
-                yield from call_many([message_calls.ack(self._space, gid, [target._replace(seq=rows[msgid].seq)])])
-        except ImError as error:
-            self._log.note(error, "an ack has to wait for the next one: %s")
-
-    def _trimmed(self, part: list[AckTarget], answer: list[AckResult] | ImError) -> list[AckTarget]:
-        """Return the targets that only SQL still has; log those that were refused."""
-        if isinstance(answer, ImError):
-            if isinstance(answer, UnknownGroup):
-                self._log.note(answer, "an ack was refused: %s")
-            return []
-        trimmed = []
-        for target, acked in zip(part, answer, strict=True):
-            if isinstance(acked.target, Trimmed):
-                trimmed.append(target)
-            elif isinstance(acked.target, ImError):
-                self._log.note(acked.target, "an ack was refused: %s")
-        return trimmed
+        while self._full and self._full[0][1].is_taken:
+            self._full.popleft()

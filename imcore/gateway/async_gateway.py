@@ -9,26 +9,22 @@ import asyncio
 import logging
 import reprlib
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Self, TypeVar, Unpack
 
 from imcore.errors import InvalidInput, RedisUnavailable, TryAgain
-from imcore.gateway.core import Core, GatewayOptions, SessionOptions, SessionRequest, StartMode
+from imcore.gateway.core import Core, GatewayOptions, SessionOptions
 from imcore.gateway.fanout import Event, Session
 from imcore.gateway.gateway import (
     LONGEST_WAIT_S,
     DatabaseRest,
     Gateway,
-    Listener,
     check_client_acks,
-    items_of,
-    resume_points_of,
 )
+from imcore.gateway.request import SessionRequest, StartMode
 from imcore.model.limits import check_handed_over, check_msgid, check_receipts, is_number
-from imcore.model.values import Message, Receipt
-from imcore.operations import groups
+from imcore.model.values import Receipt
 from imcore.operations.async_performer import AsyncPerformer
 from imcore.operations.effects import (
     ChangeChannels,
@@ -47,13 +43,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_OPENINGS_AT_ONCE = 200
+"""More share no round trip that matters, and all other calls would wait behind theirs."""
+
 
 @documented_as(Gateway)
 class AsyncGateway:
     """Sessions that share a connection. For the tasks of one event loop; one task at a time polls."""
 
     def __init__(self, performer: AsyncPerformer, settings: Settings, **options: Unpack[SessionOptions]) -> None:
-        self._performer = performer
+        self.performer = performer
         self._settings = settings
         self._options = GatewayOptions(**options)
         self._core: Core | None = None
@@ -63,10 +62,13 @@ class AsyncGateway:
         """Held by the operation of the core in progress."""
         self._polling = asyncio.Lock()
         self._opening: set[asyncio.Task[Any]] = set()
+        self._few = asyncio.Semaphore(_OPENINGS_AT_ONCE)
         self._has_news = self._is_awake = False
         self._loop: asyncio.AbstractEventLoop | None = None
         """Known once somebody has polled: until then there is no wait that `wake` could end."""
         self._waiter: asyncio.Future[None] | None = None
+        self._received, self._packed = ("", ""), 0
+        """What was received last, and its packed msgid."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,10 +96,11 @@ class AsyncGateway:
             raise
 
     async def _open(self, request: SessionRequest) -> Session:
-        space = await self._performer.client.space()
+        space = await self.performer.client.space()
         core = self._core = self._core or Core(space, self._settings, self._options, time.monotonic)
-        session = await self._perform_beside(core.open(request))
-        self._performer.open_early()
+        async with self._few:
+            session = await self._perform_beside(core.open(request))
+        self.performer.open_early()
         self._notify()
         return session
 
@@ -147,6 +150,10 @@ class AsyncGateway:
             self._core.resume(session)
             self._notify()
 
+    @property
+    def ack_calls(self) -> int:
+        return self._core.ack_calls if self._core else 0
+
     def wake(self) -> None:
         self._is_awake = True
         if loop := self._loop:
@@ -154,11 +161,12 @@ class AsyncGateway:
                 loop.call_soon_threadsafe(self._notify)
 
     def received(self, session: Session, gid: str, msgid: str) -> None:
-        check_client_acks(self._options)
-        check_handed_over(gid, "gid")
-        packed = check_msgid(msgid)
-        if self._core:
-            self._core.received(session, gid, packed)
+        if (gid, msgid) != self._received:  # many clients receive one message one after the other
+            check_client_acks(self._options)
+            check_handed_over(gid, "gid")
+            self._packed = check_msgid(msgid)
+            self._received = gid, msgid
+        if self._core and self._core.received(session, gid, self._packed):
             self._notify()
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
@@ -204,7 +212,35 @@ class AsyncGateway:
             self._pass_on(core)
             if core.due() > time.monotonic():
                 return
-        await _to_its_end(self._run(lambda core: core.step()))
+        await self._turn.acquire()
+        effects = core.step()
+        try:
+            self._pass_on(core)
+            effect = self._begin(effects) if core is self._core else None  # else it was closed meanwhile
+        except BaseException:
+            self._turn.release()
+            raise
+        if effect:
+            await _to_its_end(self._finish(effects, effect))
+        else:
+            self._turn.release()
+
+    def _begin(self, effects: Effects[None]) -> Effect[Any] | None:
+        """Perform effects up to one that has to wait; return that one, None at the end. It spares most tasks."""
+        try:
+            effect = next(effects)
+            while answer := self.performer.perform_now(effect):
+                effect = effects.send(answer)
+        except StopIteration:
+            return None
+        return effect
+
+    async def _finish(self, effects: Effects[None], effect: Effect[Any]) -> None:
+        """Perform effects from one on, and end the turn."""
+        try:
+            await perform_async(effects, self._perform_one, begun=effect)
+        finally:
+            self._turn.release()
 
     async def _run(self, operation: Callable[[Core], Effects[Any] | None]) -> None:
         """Run an operation of the core when none is in progress."""
@@ -253,7 +289,7 @@ class AsyncGateway:
         match effect:
             case OpenSubscription():
                 self._unsubscribe()
-                subscription = AsyncSubscription(self._performer.client, self._notify)
+                subscription = AsyncSubscription(self.performer.client, self._notify)
                 await subscription.open()
                 self._subscription = subscription
             case ChangeChannels(drop, add) if self._subscription:
@@ -262,9 +298,9 @@ class AsyncGateway:
                 self._subscription.ping()
             case SqlQuery():
                 with self._rest.attempt():
-                    return await self._performer.perform_one(effect)
+                    return await self.performer.perform_one(effect)
             case _:
-                return await self._performer.perform_one(effect)
+                return await self.performer.perform_one(effect)
         return None
 
     def _notify(self) -> None:
@@ -310,75 +346,3 @@ async def _to_its_end(operation: Coroutine[Any, Any, T]) -> T:
 def _log_error(task: "asyncio.Task[Any]") -> None:
     if not task.cancelled() and (error := task.exception()):
         log.warning("%s; the caller did not wait for it", error)
-
-
-@documented_as(Listener)
-class AsyncListener:
-    """One live session, as an async iterator of messages, and receipts of the user's own. Use it in an `async with`.
-
-    Leaving it normally acks what was handed over; after an error the messages come again.
-    """
-
-    def __init__(
-        self, gateway: AsyncGateway, uid: str, *, start: StartMode = "unread", after: Mapping[str, str] | None = None
-    ) -> None:
-        self._gateway = gateway
-        self._uid = uid
-        self._start, self._after = start, after
-        self._items: deque[tuple[Message | Receipt | None, bool]] = deque()
-        """What was polled and not yielded; whether it is the last item of an event."""
-        self._not_yielded = 0
-        self._polled = 0
-
-    async def __aenter__(self) -> Self:
-        await self._gateway._performer.perform(groups.known_user(self._uid))
-        self.session = await self._gateway.open(self._uid, start=self._start, after=self._after)
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._requeue_not_yielded()
-        await self._gateway.close(clean=kind is None)
-
-    def __aiter__(self) -> Self:
-        self._items.clear()
-        return self
-
-    async def __anext__(self) -> Message | Receipt:
-        while True:
-            if self._items:
-                item, is_last = self._items.popleft()
-                self._not_yielded -= is_last
-                if item:
-                    return item
-                continue
-            events = await self._poll(1.0)
-            self._not_yielded = len(events)
-            for event in events:
-                *items, last = items_of(event) or (None,)
-                self._items += [*((item, False) for item in items), (last, True)]
-
-    async def poll(self, timeout_s: float) -> list[Message | Receipt]:
-        events = await self._poll(timeout_s)
-        self._polled = len(events)
-        return [item for event in events for item in items_of(event)]
-
-    def requeue(self) -> None:
-        self._gateway.requeue(self._polled)
-        self._polled = 0
-
-    @property
-    def reconnects(self) -> int:
-        return self.session.reconnects
-
-    def resume_points(self) -> dict[str, str]:
-        return resume_points_of(self.session)
-
-    async def _poll(self, timeout_s: float) -> list[Event]:
-        self._requeue_not_yielded()
-        self._polled = 0
-        return await self._gateway.poll(timeout_s)
-
-    def _requeue_not_yielded(self) -> None:
-        self._items.clear()
-        self._gateway.requeue(self._not_yielded)
-        self._not_yielded = 0

@@ -17,9 +17,9 @@ Each session gets every message of its user's groups once and in order: first wh
 After a gap in the seqs or a lost subscription it pulls, and a session that has expired is opened again.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from imcore.errors import (
     ConfigurationError,
@@ -30,15 +30,17 @@ from imcore.errors import (
     TryAgain,
     UnknownGroup,
 )
-from imcore.gateway.acks import AckBuffer, AckSender
+from imcore.gateway.ack_sender import AckSender
+from imcore.gateway.acks import AckBuffer
 from imcore.gateway.catch_up import CatchUp
 from imcore.gateway.channels import ChannelOwner, Channels, Inbox, Resubscription
 from imcore.gateway.cursor import ResumePoint
 from imcore.gateway.delivery_queue import DeliveryQueue
-from imcore.gateway.fanout import Event, GroupSubscribers, NewMessage, ReceiptsChanged, Session, SessionStart
+from imcore.gateway.fanout import Event, GroupSubscribers, NewMessage, ReceiptsChanged, Session
+from imcore.gateway.request import SessionRequest
 from imcore.gateway.scheduler import Scheduler
 from imcore.gateway.sessions import Heartbeat, ReceiptConfirmation, ReceiptDelivery
-from imcore.model.limits import check_count, check_name, check_resume_points, check_seconds
+from imcore.model.limits import check_count, check_seconds
 from imcore.model.values import Receipt
 from imcore.operations import queries
 from imcore.operations.effects import Effects, call_each, raised
@@ -53,7 +55,8 @@ from imcore.util.backoff import Clock, ThrottledLog
 
 AckMode = Literal["auto", "client", "off"]
 ReceiptMode = Literal["push", "poll"]
-StartMode = Literal["unread", "live", "join"]
+FOLD_S = 0.01
+"""How long an ack that is due by its number waits for those of other clients: they say so one after the other."""
 
 
 class SessionOptions(TypedDict, total=False):
@@ -89,36 +92,6 @@ class GatewayOptions:
         check_seconds(self.ack_interval_s, "ack_interval_s")
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRequest:
-    """What `Gateway.open` is asked for, checked; msgids are packed."""
-
-    uid: str
-    start: StartMode
-    after: Mapping[str, int]
-    most: int | None
-    tag: Any
-
-    @classmethod
-    def checked(
-        cls, uid: str, start: StartMode, after: Mapping[str, str] | None, most: int | None = None, tag: Any = None
-    ) -> Self:
-        """Raise InvalidInput for values that `Gateway.open` refuses."""
-        check_name(uid, "uid")
-        if start not in get_args(StartMode):
-            raise InvalidInput(f"start must be one of {', '.join(get_args(StartMode))}; it is {start!r}")
-        if most is not None:
-            check_count(most, "most", lowest=0)
-        return cls(uid, start, check_resume_points(after), most, tag)
-
-    def start_in(self, gid: str, position: Position) -> SessionStart:
-        begins = {"unread": position.acked, "live": position.last, "join": position.joined}
-        begin = begins[self.start]
-        if gid in self.after:  # no message comes from before the join, and none is passed over that is to come
-            begin = min(max(self.after[gid], position.joined), position.last)
-        return SessionStart(begin, position.acked, position.unread)
-
-
 class Core:
     """Sessions that share a subscription. `Gateway` documents the operations; msgids are packed here."""
 
@@ -132,7 +105,8 @@ class Core:
         self.deliveries = DeliveryQueue()
         self._channels = Channels(space)
         self._log = log = ThrottledLog(clock)
-        self._acks = AckSender(space, AckBuffer(options.ack_every, options.ack_interval_s), log, clock)
+        fold_s = FOLD_S if options.acks == "client" else 0.0  # else all who are handed a message receive it at once
+        self._acks = AckSender(space, AckBuffer(options.ack_every, options.ack_interval_s, fold_s), log, clock)
         self._confirmation = ReceiptConfirmation(space, options.ack_interval_s, log, clock)
         self._receipts = ReceiptDelivery(space, self.deliveries, log, clock)
         self._catch_up = CatchUp(space, self._channels, self.deliveries, self._acks.buffer, self._receipts, log, clock)
@@ -151,6 +125,10 @@ class Core:
         )
 
     # Sessions.
+
+    @property
+    def ack_calls(self) -> int:
+        return self._acks.calls
 
     @property
     def sessions(self) -> Collection[Session]:
@@ -259,11 +237,13 @@ class Core:
 
     # What clients have received.
 
-    def received(self, session: Session, gid: str, msgid: int) -> None:
-        if session.sid in self._sessions:
-            cursor = session.cursors.get(gid)
-            seq = cursor.seq if cursor and cursor.msgid == msgid else None  # else the server looks it up
-            self._acks.buffer.received(gid, session.as_recipients, ResumePoint(msgid, seq), self._clock())
+    def received(self, session: Session, gid: str, msgid: int) -> bool:
+        """Return whether `due` may be earlier than before."""
+        if session.sid not in self._sessions:
+            return False
+        cursor = session.cursors.get(gid)
+        seq = cursor.seq if cursor and cursor.msgid == msgid else None  # else the server looks it up
+        return self._acks.buffer.received(gid, session.as_recipients, msgid, seq, self._clock())
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
         if session.sid in self._sessions:
@@ -280,8 +260,7 @@ class Core:
         for event in events:
             if isinstance(event, NewMessage):
                 message = event.message
-                newest = ResumePoint(event.msgid, message.seq)
-                self._acks.buffer.received(message.gid, event.recipients, newest, now)
+                self._acks.buffer.received(message.gid, event.recipients, event.msgid, message.seq, now)
             elif isinstance(event, ReceiptsChanged):
                 self._confirmation.received(event.sessions[0].uid, event.receipts)
 

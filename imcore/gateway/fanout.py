@@ -24,11 +24,13 @@ SESSIONS_PER_PULL = 1000
 class SessionStart(NamedTuple):
     """Where a session began in one group, as of its `open`.
 
-    `begin` and `offset` are packed msgids. `unread` is the user's count; None if only SQL knows it: ask `Chat.unread`.
+    `begin`, `offset` and `last`, the newest message, are packed msgids. `unread` is the user's count; None if only SQL
+    knows it: ask `Chat.unread`.
     """
 
     begin: int
     offset: int
+    last: int
     unread: int | None
 
     @property
@@ -39,6 +41,11 @@ class SessionStart(NamedTuple):
     @property
     def last_ack_msgid(self) -> str | None:
         return msgids.unpack_offset(self.offset)
+
+    @property
+    def last_msgid(self) -> str | None:
+        """The newest message; None while there is none."""
+        return msgids.unpack_offset(self.last)
 
 
 @dataclass(eq=False, slots=True)
@@ -191,7 +198,9 @@ class GroupSubscribers:
     def recipients(self, cursor: Cursor) -> Recipients:
         """Return the sessions at a cursor: the same object until one comes or goes."""
         if cursor not in self._recipients:
-            self._recipients[cursor] = Recipients(self._sessions[cursor])
+            sessions = self._sessions[cursor]
+            alone = next(iter(sessions)).as_recipients if len(sessions) == 1 else None
+            self._recipients[cursor] = alone or Recipients(sessions)
         return self._recipients[cursor]
 
     def add(self, session: Session, resume_point: ResumePoint | None) -> Cursor:
@@ -232,11 +241,15 @@ class GroupSubscribers:
                 self._index(cursor)
         return events, behind
 
-    def pulled(self, cursor: Cursor, pulled: PullResult, page: MessagePage) -> tuple[list[NewMessage], Cursor]:
-        """Handle a page that was pulled for a cursor; return its messages, and the cursor of the sessions now."""
+    def pulled(self, cursor: Cursor, pulled: PullResult, page: MessagePage) -> tuple[list[Event], Cursor]:
+        """Handle a page that was pulled for a cursor; return its events, and the cursor that the sessions have now."""
         recipients = self.recipients(cursor)
         self._unindex(cursor)
-        events = [
+        events: list[Event] = []
+        if pulled.left_out:
+            first, last = map(msgids.unpack, (pulled.left_out.first, pulled.start))
+            events.append(Gap(recipients, self.gid, first, last))
+        events += [
             NewMessage(recipients, message, msgids.position_of(message.msgid))
             for message in cursor.pulled(pulled, page)
         ]

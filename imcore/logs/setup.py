@@ -32,6 +32,7 @@ def install(form: str, level: str, process: str, stream: TextIO | None = None) -
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines(process) if form == "json" else TextLines(process))
     lowest = logging.getLevelNamesMapping()[level.upper()]
+    handler.setLevel(lowest)  # a logger may have a level of its own
     logging.basicConfig(level=max(lowest, logging.INFO), handlers=[handler], force=True)
     logging.getLogger("imcore").setLevel(lowest)
     for chatty in _CHATTY:

@@ -61,6 +61,10 @@ class AsyncPerformer:
             return await self._in_thread(effect)
         return await self.perform_one(effect)
 
+    def perform_now(self, effect: Effect[Any]) -> Any:
+        """Return the answer to an effect that needs no waiting, None for any other."""
+        return self.client.start_now(effect.calls) if isinstance(effect, StartCalls) else None
+
     async def perform_one(self, effect: Effect[Any]) -> Any:
         """Return the answer to an effect. Raise DatabaseOpening for a query while the database is being opened."""
         match effect:

@@ -8,7 +8,7 @@ from imcore import msgid as msgids
 from imcore.errors import ImError, UnknownMessage
 from imcore.model.rows import MessageRow
 from imcore.model.values import Message
-from imcore.operations.effects import Effects, SqlQuery, call_apart, call_many, raised
+from imcore.operations.effects import Effects, SqlQuery, call, call_apart, call_many, raised
 from imcore.streams import wire
 from imcore.streams.calls import group_calls, message_calls, receipt_calls
 from imcore.streams.calls.call import Trimmed
@@ -176,28 +176,20 @@ def _gids(answers: Sequence[list[str] | ImError]) -> set[str]:
     return {gid for gids in answers if not isinstance(gids, ImError) for gid in gids}
 
 
-class MessageRange(NamedTuple):
-    """The messages between two of a group, these included (packed msgids)."""
-
-    first: int
-    last: int
-
-
-def without_left_out(gid: str, pulled: PullResult) -> Effects[tuple[PullResult, MessageRange | None]]:
-    """Return a pull that begins after all that it leaves out, and what that is; None for nothing. Raise SQL's error."""
-    left_out = pulled.left_out
+def begun(gid: str, pulled: PullResult) -> Effects[PullResult]:
+    """Return a pull that begins after all that it leaves out, of which SQL may know more. Raise SQL's error."""
+    left_out, start = pulled.left_out, pulled.start
     if left_out is None:
-        return pulled, None
+        return pulled
     if left_out.keep is not None:
         rows = yield from MessagesBefore(gid, pulled.trimmed + 1, left_out.keep + 1)
         if len(rows) <= left_out.keep or rows[0].msgid <= left_out.after:
-            return pulled, None
-        pulled = pulled._replace(start=rows[0].msgid)
-    first = left_out.first
+            return pulled._replace(left_out=None)
+        start = rows[0].msgid
     if left_out.after < pulled.trimmed:
         rows = yield from MessagesAfter(gid, left_out.after, pulled.trimmed, 1)
-        first = rows[0].msgid if rows else first
-    return pulled, MessageRange(first, pulled.start)
+        left_out = left_out._replace(first=rows[0].msgid) if rows else left_out
+    return pulled._replace(start=start, left_out=left_out)
 
 
 def page(space: Keyspace, gid: str, pulled: PullResult, most: int) -> Effects[MessagePage | ImError]:
@@ -267,3 +259,8 @@ def _counts(space: Keyspace, wanted: Mapping[str, Sequence[tuple[int, str, int |
         counts = [answer] * len(part) if isinstance(answer, ImError) else answer
         tallies.update(((gid, message[0]), count) for message, count in zip(part, counts, strict=True))
     return tallies
+
+
+def dataset() -> Effects[str | None]:
+    """Return the name of the data in Redis; None while there is none."""
+    return (yield from call(group_calls.dataset()))

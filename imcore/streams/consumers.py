@@ -7,9 +7,9 @@ A worker claims the pending entries of a dead process as soon as its lease has e
 claims its entries: no worker runs, or the server's clock was put back and the lease ends days from now.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from itertools import count
 from typing import Any
 
 from imcore.settings import Settings
@@ -17,11 +17,20 @@ from imcore.streams import keys
 from imcore.streams.client import RedisClient
 from imcore.util.batches import grouped
 
+Query = Callable[[Sequence[tuple[str | int, ...]]], list[Any]]
+"""Returns the raw answers of plain commands that only read."""
+
+KINDS = ("persist", "receipts")
+"""The kinds of worker that read the journals."""
+
 PAGE = 100
 """The entries that are read at once to count them. One entry may name a thousand users."""
 
 MOST_COUNTED = 1000
 """The entries of one journal that are counted for one kind of worker. Above it the backlog may be inexact."""
+
+SLOTS = 16
+"""The leases of a kind that are looked at at once."""
 
 _IS_GONE = -2
 """The answer of PTTL for a missing key: a lease may end between the two commands."""
@@ -44,49 +53,107 @@ class WorkerStats:
 
 def worker_stats(client: RedisClient) -> tuple[WorkerStats, ...]:
     """Return the backlog of each kind of worker that has begun."""
-    lags = (_lag(client, journal, group) for journal, group in _groups(client))
-    by_worker = grouped((lag.worker, lag) for lag in lags)
+    by_worker = grouped((stats.worker, stats) for _, stats in partition_stats(client, MOST_COUNTED))
     return tuple(
         WorkerStats(
             worker=worker,
-            backlog=sum(lag.backlog for lag in own),
-            pending=sum(lag.pending for lag in own),
-            lag_ms=max(lag.lag_ms for lag in own),
+            backlog=sum(stats.backlog for stats in own),
+            pending=sum(stats.pending for stats in own),
+            lag_ms=max(stats.lag_ms for stats in own),
         )
         for worker, own in sorted(by_worker.items())
     )
 
 
-def _groups(client: RedisClient) -> Iterator[tuple[str, dict[str, Any]]]:
+def partition_stats(client: RedisClient, most_counted: int) -> list[tuple[int, WorkerStats]]:
+    """Return the backlog of each kind of worker in each partition where it has begun, in few round trips.
+
+    At most about `most_counted` entries of each are counted.
+    """
+    backlogs = [_Backlog(partition, journal, group) for partition, journal, group in _groups(client)]
+    reading = backlogs
+    while reading:
+        for backlog, page in zip(reading, client.query_many([each.next_page() for each in reading]), strict=True):
+            backlog.receive(page)
+        reading = [each for each in reading if each.has_more and each.count < most_counted]
+    pending = [each for each in backlogs if each.pending]
+    for backlog, summary in zip(pending, client.query_many([each.pending_summary() for each in pending]), strict=True):
+        backlog.receive_pending(summary)
+    clock = _clock(client)
+    return [(each.partition, each.stats(client, clock)) for each in backlogs]
+
+
+def _clock(client: RedisClient) -> Callable[[str], int]:
+    """Return a function for the time of the server that has a journal; a single server is asked once."""
+    times: dict[str, int] = {}
+
+    def time_ms(journal: str) -> int:
+        server = journal if client.is_cluster else ""
+        if server not in times:
+            times[server] = client.time_ms(journal)
+        return times[server]
+
+    return time_ms
+
+
+def _groups(client: RedisClient) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Yield each journal that has begun with what the server says of each consumer group."""
     journals = client.space.journals()
-    for journal in compress(journals, client.query_many([("EXISTS", journal) for journal in journals])):
-        for group in client.query("XINFO GROUPS", journal):
-            yield journal, group
+    begun = client.query_many([("EXISTS", journal) for journal in journals])
+    known = [(partition, journal) for partition, journal in enumerate(journals) if begun[partition]]
+    answers = client.query_many([("XINFO", "GROUPS", journal) for _, journal in known])
+    for (partition, journal), groups in zip(known, answers, strict=True):
+        for group in groups:
+            yield partition, journal, _fields(group)
 
 
-def _lag(client: RedisClient, journal: str, group: dict[str, Any]) -> WorkerStats:
-    worker, pending = group["name"].decode(), group["pending"]
-    unread, oldest = _unread(client, journal, group["last-delivered-id"].decode(), group["lag"])
-    if pending and (lowest := client.query("XPENDING", journal, worker)["min"]):  # None if all were done just now
-        oldest.append(lowest)
-    age_ms = client.time_ms(journal) - min(int(entry_id.partition(b"-")[0]) for entry_id in oldest) if oldest else 0
-    return WorkerStats(worker, unread + pending, pending, max(0, age_ms))
+def _fields(answer: Any) -> dict[str, Any]:
+    """Return the fields of a raw answer, which protocol 3 makes a map and protocol 2 a flat list."""
+    pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
+    return {name.decode(): value for name, value in pairs}
 
 
-def _unread(client: RedisClient, journal: str, last: str, lag: int | None) -> tuple[int, list[bytes]]:
-    """Return the number of entries after `last`, and the id of the first one, if any. `lag` is the server's figure."""
-    count = 0
-    first: list[bytes] = []
-    while count < MOST_COUNTED:
-        page = client.query("XRANGE", journal, f"({last}", "+", "COUNT", PAGE)
-        count += len(page)
-        first = first or [entry_id for entry_id, _ in page[:1]]
-        if len(page) < PAGE:
-            return count, first
-        last = page[-1][0].decode()
-    length = client.query("XLEN", journal)
-    return (lag if lag is not None and count <= lag <= length else length), first
+class _Backlog:
+    """What one kind of worker has not done of one journal, while it is counted."""
+
+    def __init__(self, partition: int, journal: str, group: dict[str, Any]) -> None:
+        self.partition = partition
+        self.pending: int = group["pending"]
+        self.count = 0
+        """The entries after the last one that the kind has read, as far as they were counted."""
+        self.has_more = True
+        self._journal = journal
+        self._worker: str = group["name"].decode()
+        self._last: str = group["last-delivered-id"].decode()
+        self._lag: int | None = group["lag"]
+        self._oldest: list[bytes] = []
+
+    def next_page(self) -> tuple[str | int, ...]:
+        return "XRANGE", self._journal, f"({self._last}", "+", "COUNT", PAGE
+
+    def receive(self, page: Sequence[Any]) -> None:
+        self.count += len(page)
+        self._oldest = self._oldest or [entry_id for entry_id, _ in page[:1]]
+        self.has_more = len(page) == PAGE
+        if page:
+            self._last = page[-1][0].decode()
+
+    def pending_summary(self) -> tuple[str, ...]:
+        return "XPENDING", self._journal, self._worker
+
+    def receive_pending(self, summary: Sequence[Any]) -> None:
+        self._oldest += [lowest for lowest in summary[1:2] if lowest]  # None if all were done just now
+
+    def stats(self, client: RedisClient, clock: Callable[[str], int]) -> WorkerStats:
+        unread = self._unread(client) if self.has_more else self.count
+        times = [int(entry_id.partition(b"-")[0]) for entry_id in self._oldest]
+        age_ms = clock(self._journal) - min(times) if times else 0
+        return WorkerStats(self._worker, unread + self.pending, self.pending, max(0, age_ms))
+
+    def _unread(self, client: RedisClient) -> int:
+        """Return the server's figure if it is possible, else the length of the journal."""
+        length: int = client.query("XLEN", self._journal)
+        return self._lag if self._lag is not None and self.count <= self._lag <= length else length
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +169,7 @@ class SilentHolder:
 def silent_holders(client: RedisClient, settings: Settings) -> tuple[SilentHolder, ...]:
     """Return the processes with pending entries that have been silent for more than two leases (IM_LEASE_MS)."""
     pending = _pending(client)
-    leases = dict(zip(pending, _leases(client, map(_lease_of, pending)), strict=True))
+    leases = dict(zip(pending, _leases(client.query_many, map(_lease_of, pending)), strict=True))
     holders = []
     for name, (entries, idle_ms) in sorted(pending.items()):
         lives, is_too_long = leases[name]
@@ -114,13 +181,29 @@ def silent_holders(client: RedisClient, settings: Settings) -> tuple[SilentHolde
 
 def lives(client: RedisClient, kind: str, slots: Iterable[int]) -> bool:
     """Return whether a process of a kind holds one of these leases, and may have renewed it."""
-    return any(alive for alive, _ in _leases(client, [keys.lease(kind, slot) for slot in slots]))
+    return any(alive for alive, _ in _leases(client.query_many, [keys.lease(kind, slot) for slot in slots]))
+
+
+def count_alive(query: Query, kind: str) -> int:
+    """Return how many processes of a kind hold a lease and may have renewed it. The server needs no functions."""
+    alive = 0
+    for first in count(1, SLOTS):
+        living = sum(lives for lives, _ in _leases(query, [keys.lease(kind, first + n) for n in range(SLOTS)]))
+        alive += living
+        if not living:  # a process takes the lowest free slot
+            break
+    return alive
+
+
+def missing_kinds(client: RedisClient) -> list[str]:
+    """Return the kinds of worker of which no process lives."""
+    return [kind for kind in KINDS if not count_alive(client.query_many, kind)]
 
 
 def _pending(client: RedisClient) -> dict[str, tuple[int, int]]:
     """Return by consumer the number of its pending entries, and the time since its last command in ms."""
     pending: dict[str, tuple[int, int]] = {}
-    for journal, group in _groups(client):
+    for _, journal, group in _groups(client):
         consumers = client.query("XINFO CONSUMERS", journal, group["name"].decode()) if group["pending"] else ()
         for consumer in consumers:
             name, idle_ms = consumer["name"].decode(), consumer["idle"]
@@ -135,9 +218,9 @@ def _lease_of(consumer: str) -> str:
     return keys.lease(kind, int(slot) if slot.isdecimal() else 0)
 
 
-def _leases(client: RedisClient, leases: Iterable[str]) -> list[tuple[bool, bool]]:
+def _leases(query: Query, leases: Iterable[str]) -> list[tuple[bool, bool]]:
     """Return for each lease whether its holder may live, and whether it ends later than a new lease would."""
-    answers = client.query_many([(command, lease) for lease in leases for command in ("GET", "PTTL")])
+    answers = query([(command, lease) for lease in leases for command in ("GET", "PTTL")])
     return [_lease(value, left_ms) for value, left_ms in zip(answers[::2], answers[1::2], strict=True)]
 
 

@@ -3,7 +3,7 @@
 Msgids are packed. An entry that cannot be read is Malformed, for the worker to bury, and never an exception.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -75,6 +75,17 @@ class Malformed(NamedTuple):
 
     reason: str
 
+
+KIND_NAMES: Mapping[type, str] = {
+    Created: "created",
+    SpanBegun: "joined",
+    SpanEnded: "left",
+    Sent: "sent",
+    Acked: "acked",
+    Confirmed: "confirmed",
+    Malformed: "malformed",
+}
+"""What the kinds are called in metrics, where names must last."""
 
 Event = Created | SpanBegun | SpanEnded | Sent | Acked | Confirmed | Malformed
 

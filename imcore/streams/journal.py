@@ -21,6 +21,7 @@ from itertools import count
 from typing import NamedTuple, TypeVar
 
 from imcore.errors import ImError, RedisUnavailable, UnknownGroup
+from imcore.metrics import WorkerMetrics
 from imcore.settings import Settings
 from imcore.streams import events, wire
 from imcore.streams.calls import journal_calls as calls
@@ -102,10 +103,13 @@ class _Failed(NamedTuple):
 class Journal:
     """All journals, for one process of a kind of worker."""
 
-    def __init__(self, client: RedisClient, kind: str, settings: Settings) -> None:
+    def __init__(
+        self, client: RedisClient, kind: str, settings: Settings, metrics: WorkerMetrics | None = None
+    ) -> None:
         self._client = client
         self._kind = kind
         self._settings = settings
+        self._metrics = metrics or WorkerMetrics(kind)
         self.lease = Lease(client, kind, settings.lease_ms)
         self._has_groups = False  # whether the journals have the kind's consumer group
         self._open: dict[int, str] | None = None
@@ -144,6 +148,7 @@ class Journal:
         """Confirm entries: no worker of this kind will read them again. `counts`: their receipts, by partition."""
         with self._recovery():
             self._confirm(entries, counts or {})
+            self._metrics.handled(events.KIND_NAMES[type(entry.event)] for entry in entries)
             self._in_hand -= len(entries)
             self._renew()
 
@@ -159,6 +164,8 @@ class Journal:
         with self._recovery():
             failures, dead_id = self._client.call(call, repeatable=False)  # or one failure might count twice
         self._in_hand -= 1
+        if failures:
+            self._metrics.failed(buried=bool(dead_id))
         if dead_id:
             log.error("dead letter %d:%s of entry %s: %s", entry.partition, dead_id, entry.id, reason)
         elif failures:

@@ -129,6 +129,11 @@ def lease(kind: str, slot: int) -> str:
     return f"im:lease:{kind}:{slot}"
 
 
+def rq_job(job_id: str) -> str:
+    """A hash of rq: what it keeps of a job."""
+    return f"rq:job:{job_id}"
+
+
 def span_key(uid: str, joined: int) -> str:
     """The name of a closed span in the sorted sets."""
     return f"{uid}{SEPARATOR}{joined}"

@@ -23,10 +23,12 @@ def perform(steps: Generator[Step, Any, T], perform_one: Callable[[Step], Any]) 
         return result
 
 
-async def perform_async(steps: Generator[Step, Any, T], perform_one: Callable[[Step], Awaitable[Any]]) -> T:
-    """Perform one step after the other under asyncio; return the result."""
+async def perform_async(
+    steps: Generator[Step, Any, T], perform_one: Callable[[Step], Awaitable[Any]], *, begun: Step | None = None
+) -> T:
+    """Perform one step after the other under asyncio; return the result. `begun`: the step that was yielded already."""
     try:
-        step = next(steps)
+        step = begun or next(steps)
         while True:
             try:
                 answer = await perform_one(step)

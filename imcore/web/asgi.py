@@ -19,10 +19,12 @@ from starlette.websockets import WebSocket
 
 from imcore.errors import ConfigurationError, ImError, NotAuthenticated, TooManyCalls
 from imcore.web import jsonrpc, openrpc
+from imcore.web.access import Authenticate, May
 from imcore.web.asgi_socket import AsgiSocket
 from imcore.web.auth import Identity, bearer_of
-from imcore.web.hub import Authenticate, Hub, May
-from imcore.web.jsonrpc import INVALID_REQUEST, RpcError
+from imcore.web.health import redis_trouble, sql_trouble
+from imcore.web.hub import Hub
+from imcore.web.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcError
 from imcore.web.settings import WebSettings, same_origin
 
 if TYPE_CHECKING:
@@ -147,9 +149,11 @@ async def _rpc(request: Request) -> Response:
     headers = dict(request.headers)
     if not origin_is_allowed(headers, hub.settings):
         return _refusal(NotAuthenticated("a page of another host may not call (IM_WEB_ORIGINS)"), 403)
+    if hub.is_stopping:
+        return _refusal(RpcError(INTERNAL_ERROR, "the server ends: call again"), 503, {"retry-after": "1"})
     await hub.start()
     try:
-        identity = await hub.authenticate(None, headers)
+        identity = await hub.access.authenticate(None, headers)
         if identity is None:
             raise NotAuthenticated("no token came: send `Authorization: Bearer ...`")
     except NotAuthenticated as error:
@@ -218,10 +222,12 @@ async def _alive(_: Request) -> Response:
 
 async def _ready(request: Request) -> Response:
     hub = _hub(request)
+    if hub.is_stopping:
+        return JSONResponse({"ok": False, "stopping": True}, 503)
     await hub.start()
-    redis, sql = await asyncio.gather(hub.redis_trouble(), hub.sql_trouble())
-    what = {"redis": redis or "ok", "sql": sql or "ok", "stopping": hub.is_stopping}
-    is_ready = redis is None and not hub.is_stopping
+    redis, sql = await asyncio.gather(redis_trouble(hub.chat), sql_trouble(hub.chat))
+    what = {"redis": redis or "ok", "sql": sql or "ok", "stopping": False}
+    is_ready = redis is None
     return JSONResponse({"ok": is_ready, **what}, 200 if is_ready else 503)
 
 
@@ -230,7 +236,7 @@ async def _metrics(request: Request) -> Response:
     headers = dict(request.headers)
     if not _is_local(request, headers):
         try:
-            identity = await hub.authenticate(None, headers)
+            identity = await hub.access.authenticate(None, headers)
         except NotAuthenticated as error:
             return _refusal(error, 401, {"www-authenticate": 'Bearer realm="imcore"'})
         if identity is None or not identity.is_server:

@@ -124,7 +124,7 @@ class Client:
         """Return who a token names; without one, who the client is. Raise NotAuthenticated."""
         if token is None and self.identity:
             return self.identity
-        identity = await self.hub.authenticate(token, self._headers)
+        identity = await self.hub.access.authenticate(token, self._headers)
         if identity is None:
             raise NotAuthenticated("no valid token came: give one in `connect` or as `Authorization: Bearer ...`")
         if self.identity and identity.uid != self.identity.uid:
@@ -139,13 +139,16 @@ class Client:
             self.session = await self.hub.open(self, uid, **given)
             if self._is_closed:  # meanwhile
                 self.hub.end(self.session)
-            return {"uid": uid, "groups": await self.hub.starts(self.session)}
+            return await self._connected(uid, await self.hub.starts(self.session))
         if uid != self.session.uid:
             raise NotAllowed(f"this session is {self.session.uid!r}'s: connect anew for another user")
         if given:
             raise InvalidInput("the session has begun: `connect` takes only a new token now")
         self._accept(identity)
-        return {"uid": uid, "groups": await self.hub.positions(self.session)}
+        return await self._connected(uid, await self.hub.positions(self.session))
+
+    async def _connected(self, uid: str, groups: list[dict[str, object]]) -> dict[str, object]:
+        return {"uid": uid, "dataset": await self.hub.dataset(), "groups": groups}
 
     def _accept(self, identity: Identity) -> None:
         self.identity = identity
@@ -160,13 +163,13 @@ class Client:
         if self.hub.is_full:
             self._refuse(TooManySockets("the server has as many sockets as it takes (IM_WEB_MAX_SOCKETS)"), None)
             self.close(TOO_MANY, "too many sockets")
-        elif self.hub.reads_headers(self._headers):
+        elif self.hub.access.reads_headers(self._headers):
             self._in_order.add(self._authenticate_by_headers)
 
     async def _authenticate_by_headers(self) -> None:
         token = bearer_of(self._headers)
         try:
-            identity = await self.hub.authenticate(token, self._headers)
+            identity = await self.hub.access.authenticate(token, self._headers)
         except ImError as error:
             self._refuse(error, None)
             if isinstance(error, NotAuthenticated):

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Protocol
@@ -193,6 +193,24 @@ class RateLimit:
     def is_flooded(self) -> bool:
         """Whether the refused calls are as many as the burst: the client does not listen to refusals."""
         return self._left < -self._burst
+
+
+class RateLimits:
+    """A rate limit for each of many callers: the last MOST of them."""
+
+    MOST = 10_000
+
+    def __init__(self, per_s: float, burst: float) -> None:
+        self._per_s, self._burst = per_s, burst
+        self._limits: OrderedDict[str, RateLimit] = OrderedDict()
+
+    def take(self, caller: str) -> bool:
+        """Count a call; return whether it is within the limit of its caller."""
+        limit = self._limits.pop(caller, None) or RateLimit(self._per_s, self._burst)
+        self._limits[caller] = limit
+        if len(self._limits) > self.MOST:
+            self._limits.popitem(last=False)
+        return limit.take()
 
 
 class Expiry:

@@ -1,11 +1,9 @@
-"""All clients of one process: the chat, one gateway for their sessions, and the pump that turns events into frames."""
+"""All clients of one process: the chat, one gateway for their sessions, and the calls that come in."""
 
 import asyncio
-import inspect
 import logging
-import time
-from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections import Counter
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,55 +12,34 @@ from imcore.aio import AsyncChat
 from imcore.errors import (
     DatabaseNotReady,
     ImError,
-    NotAllowed,
     NotAuthenticated,
-    RedisUnavailable,
     TooManyCalls,
     TooManySockets,
 )
-from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, ReceiptsChanged
 from imcore.metrics import WebMetrics
-from imcore.model.records import record_of
+from imcore.operations import queries
 from imcore.web import jsonrpc
-from imcore.web.auth import Identity, Tokens, bearer_of
+from imcore.web.access import Access, Authenticate, May
+from imcore.web.auth import Identity
 from imcore.web.client import GOING_AWAY, Client
-from imcore.web.flow import Frame, RateLimit
+from imcore.web.delivery import deliver
+from imcore.web.flow import RateLimits
 from imcore.web.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND, Request, RpcError
-from imcore.web.methods import METHODS, Caller, Method, receipt_record
+from imcore.web.method import METHODS, Caller, Method
 from imcore.web.parameters import arguments
 from imcore.web.settings import WebSettings
 
 if TYPE_CHECKING:
     from imcore.gateway.async_gateway import AsyncGateway
-    from imcore.gateway.fanout import Event, Session
+    from imcore.gateway.fanout import Session
 
 log = logging.getLogger(__name__)
 
-Authenticate = Callable[[str | None, Mapping[str, str]], "Identity | Awaitable[Identity | None] | None"]
-"""Takes a token, if one came, and the headers, with names in lower case; returns who that is, None for nobody."""
-
-May = Callable[[Identity, str, Mapping[str, Any]], "bool | Awaitable[bool]"]
-"""Takes who calls, the method and its parameters; returns whether this is allowed."""
-
-POLL_S = 60.0
-PAUSE_S = 1.0
-"""After an error that waiting does not mend."""
-DEMO_TTL_S = 3600
 HTTP_CALLS = 1000
 """Calls by HTTP that are in hand at once."""
-RATES_KEPT = 10_000
-HEALTH_S = 2.0
 SOCKETS_S = 2.0
 """The time in which sockets may take what was sent, and answer the close frame, when the server ends."""
 TICK_S = 0.05
-
-
-def default_may(identity: Identity, method: str, params: Mapping[str, Any]) -> bool:
-    """A server may all. A user may not change groups, nor speak for others."""
-    if identity.is_server:
-        return True
-    is_for_servers = method in METHODS and METHODS[method].is_server_only
-    return not is_for_servers and params.get("uid") in {None, identity.uid}
 
 
 class Hub:
@@ -82,12 +59,10 @@ class Hub:
         self.methods: Mapping[str, Method] = {
             name: method for name, method in METHODS.items() if demo or not method.is_demo_only
         }
-        self.metrics = WebMetrics()
+        self.metrics = WebMetrics(lambda: self._gateway.ack_calls if self._gateway else 0)
         self.is_stopping = False
         self._given_chat = chat
-        self._tokens = None if authenticate else Tokens(self.settings)
-        self._authenticate = authenticate
-        self._may = may or default_may
+        self.access = Access(self.settings, authenticate, may)
         self._chat: AsyncChat | None = None
         self._gateway: AsyncGateway | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -97,7 +72,7 @@ class Hub:
         self._sockets: Counter[str] = Counter()
         """By uid, those with a session."""
         self._http_calls = 0
-        self._rates: OrderedDict[str, RateLimit] = OrderedDict()
+        self._rates = RateLimits(self.settings.calls_per_s, self.settings.calls_burst)
 
     @property
     def chat(self) -> "AsyncChat":
@@ -121,7 +96,7 @@ class Hub:
             if self._pump is None and not self.is_stopping:
                 self._chat = self._given_chat or AsyncChat.connect()
                 self._gateway = self._chat.gateway(acks="client")
-                self._pump = asyncio.create_task(self._pump_events())
+                self._pump = asyncio.create_task(deliver(self._gateway, self.metrics))
                 self._run(self._open_database(self._chat))
 
     async def _open_database(self, chat: AsyncChat) -> None:
@@ -177,25 +152,6 @@ class Hub:
         self._clients.pop(client, None)
         self.metrics.sockets.set(len(self._clients))
 
-    def reads_headers(self, headers: Mapping[str, str]) -> bool:
-        """Return whether the headers of a handshake may say who that is."""
-        return self._authenticate is not None or bearer_of(headers) is not None
-
-    async def authenticate(self, token: str | None, headers: Mapping[str, str]) -> Identity | None:
-        """Return who a token names. Raise NotAuthenticated for a bad one."""
-        token = token or bearer_of(headers)
-        if self._tokens:
-            return None if token is None else self._tokens.identity(token)
-        answer = self._authenticate(token, headers) if self._authenticate else None
-        return await answer if inspect.isawaitable(answer) else answer
-
-    async def permit(self, identity: Identity, method: str, params: Mapping[str, Any]) -> None:
-        """Raise NotAllowed unless this is allowed."""
-        answer = self._may(identity, method, params)
-        if not (await answer if inspect.isawaitable(answer) else answer):
-            whom = f" for {params['uid']!r}" if isinstance(params.get("uid"), str) else ""
-            raise NotAllowed(f"the token of {identity.uid!r} does not allow `{method}`{whom}")
-
     async def open(self, client: Client, uid: str, **options: Any) -> "Session":
         """Begin the session of a client. Raise TooManySockets, InvalidInput, TryAgain."""
         most = self.settings.user_sockets
@@ -228,6 +184,7 @@ class Hub:
             {
                 "gid": gid,
                 "last_ack_msgid": start.last_ack_msgid,
+                "last_msgid": start.last_msgid,
                 "unread": counts.get(gid, 0) if start.unread is None else start.unread,
                 "after": start.after,
             }
@@ -242,23 +199,22 @@ class Hub:
             {
                 "gid": each.gid,
                 "last_ack_msgid": each.last_ack_msgid,
+                "last_msgid": each.last_msgid,
                 "unread": each.unread,
                 "after": msgids.unpack_offset(after[each.gid]) if each.gid in after else each.last_ack_msgid,
             }
             for each in await self.chat.unread(session.uid)
         ]
 
+    async def dataset(self) -> str | None:
+        """Return the name of the data: a client's database is for one. None while there is no data."""
+        return await self.chat.performer.perform(queries.dataset())
+
     def pause(self, session: "Session") -> None:
         self.gateway.pause(session)
 
     def resume(self, session: "Session") -> None:
         self.gateway.resume(session)
-
-    def demo_token(self, uid: str, users: list[str]) -> str:
-        """Return a token for a user of the demo."""
-        if self._tokens is None:
-            raise NotAllowed("tokens are made elsewhere")
-        return self._tokens.issue(uid, DEMO_TTL_S, demo=users)
 
     # Calls.
 
@@ -273,7 +229,7 @@ class Hub:
 
     async def perform_http(self, request: Request, identity: Identity) -> Any:
         """Perform a call that came by HTTP. Raise RpcError or ImError."""
-        if not identity.is_server and not self._rate_of(identity.uid).take():
+        if not identity.is_server and not self._rates.take(identity.uid):
             raise TooManyCalls("too many calls a second (IM_WEB_CALLS_PER_S): wait before the next")
         if self._http_calls >= HTTP_CALLS:
             raise TooManyCalls(f"{HTTP_CALLS} calls are in hand: send this one again")
@@ -294,7 +250,7 @@ class Hub:
             raise
 
     async def _permitted(self, method: Method, request: Request, identity: Identity, client: Client | None) -> Any:
-        await self.permit(identity, request.method, request.params)
+        await self.access.permit(identity, request.method, request.params)
         uid = request.params.get("uid")
         if uid is None and not identity.is_server:
             uid = identity.uid
@@ -311,7 +267,7 @@ class Hub:
     def folds(self, request: Request, client: Client) -> bool:
         """Take an ack that has no answer at once, if nothing has to be asked before: there are very many of them."""
         params = request.params
-        if request.method != "ack" or self._may is not default_may or params.keys() != _ACK_KEYS:
+        if request.method != "ack" or not self.access.is_default or params.keys() != _ACK_KEYS:
             return False
         if client.session is None or client.identity is None:
             return False
@@ -332,61 +288,6 @@ class Hub:
         log.error("the method %s has failed", method, exc_info=error)
         return RpcError(INTERNAL_ERROR, "the server has failed: its log says why")
 
-    def _rate_of(self, uid: str) -> RateLimit:
-        rate = self._rates.pop(uid, None) or RateLimit(self.settings.calls_per_s, self.settings.calls_burst)
-        self._rates[uid] = rate
-        if len(self._rates) > RATES_KEPT:
-            self._rates.popitem(last=False)
-        return rate
-
-    # Events.
-
-    async def _pump_events(self) -> None:
-        while True:
-            try:
-                events = await self.gateway.poll(POLL_S)
-            except ImError as error:
-                log.error("live delivery waits: %s", error)
-                await asyncio.sleep(PAUSE_S)
-                continue
-            for event in events:
-                frame = Frame(frame_text(event))
-                for session in event.sessions:
-                    session.tag.push(frame)
-                self._count(event)
-
-    def _count(self, event: "Event") -> None:
-        copies = len(event.sessions)
-        if isinstance(event, NewMessage):
-            self.metrics.messages.add(copies)
-            self.metrics.pushed_s.observe(time.time() - msgids.time_ms(event.msgid) / 1000, copies)
-        elif isinstance(event, ReceiptsChanged):
-            self.metrics.receipts.add(copies * len(event.receipts))
-
-    # Health.
-
-    async def redis_trouble(self) -> str | None:
-        """Return why Redis does not answer, None if it does."""
-        try:
-            async with asyncio.timeout(HEALTH_S):
-                await self.chat.online(["-"])
-        except TimeoutError:
-            return str(RedisUnavailable(f"Redis has not answered within {HEALTH_S:g} s"))
-        except ImError as error:
-            return str(error)
-        return None
-
-    async def sql_trouble(self) -> str | None:
-        """Return why the SQL database cannot be used, None if it can."""
-        try:
-            async with asyncio.timeout(HEALTH_S):
-                await self.chat.open_database()
-        except TimeoutError:
-            return f"the database has not answered within {HEALTH_S:g} s"
-        except ImError as error:
-            return str(error)
-        return None
-
     def _run(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run something that nobody waits for."""
 
@@ -402,20 +303,3 @@ class Hub:
 
 
 _ACK_KEYS = {"gid", "msgid"}
-
-
-def frame_text(event: "Event") -> bytes:
-    """Return the notification of an event."""
-    match event:
-        case NewMessage():
-            return jsonrpc.notification("message", record_of(event.message))
-        case ReceiptsChanged():
-            return jsonrpc.notification("receipts", {"receipts": [receipt_record(each) for each in event.receipts]})
-        case Gap():
-            return jsonrpc.notification(
-                "gap", {"gid": event.gid, "from_msgid": event.from_msgid, "to_msgid": event.to_msgid}
-            )
-        case Joined():
-            return jsonrpc.notification("joined", {"gid": event.gid})
-        case Left():
-            return jsonrpc.notification("left", {"gid": event.gid})

@@ -5,22 +5,15 @@ for whom it speaks; it may ask about any group without one.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from inspect import cleandoc
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, TypeVar
 
 from imcore.errors import ImError, InvalidInput, NotAllowed, NotMember, UnknownGroup, UnknownMessage
 from imcore.model.records import Record, record_of, status_record, tally_record
 from imcore.model.values import Group, MessageTally, Receipt
-from imcore.web.auth import DEMO, Identity
-from imcore.web.parameters import Parameter, ReceiptObject, Schema, arguments, parameters_of
-
-if TYPE_CHECKING:
-    from imcore.aio import AsyncChat
-    from imcore.gateway.fanout import Session
-    from imcore.web.client import Client
-    from imcore.web.hub import Hub
+from imcore.web.auth import DEMO
+from imcore.web.method import Caller, list_of, method, ref
+from imcore.web.parameters import ReceiptObject
 
 T = TypeVar("T")
 
@@ -28,95 +21,6 @@ MOST_LISTED = 1000
 """Members, tallies or messages in one answer."""
 MOST_MESSAGES = 200
 """Messages of a page of history."""
-
-FOR_WHOM = Parameter("uid", {"type": "string"}, is_required=False, default=None)
-"""A parameter of every method, for a server's token."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who calls, for whom, and on what socket. `uid` is None for a server that names nobody."""
-
-    hub: "Hub"
-    identity: Identity
-    uid: str | None
-    client: "Client | None" = None
-    is_notification: bool = False
-
-    @property
-    def chat(self) -> "AsyncChat":
-        return self.hub.chat
-
-    @property
-    def user(self) -> str:
-        """The user for whom it is done."""
-        return self.identity.uid if self.uid is None else self.uid
-
-    @property
-    def session(self) -> "Session | None":
-        """The session of this socket, if it is this user's."""
-        session = self.client.session if self.client else None
-        return session if session and session.uid == self.user else None
-
-    async def check_member(self, gid: str) -> None:
-        """Raise NotMember unless the group is the user's own, or a server asks for nobody."""
-        if self.uid is not None:
-            await self.chat.member(gid, self.uid)
-
-
-Function = Callable[..., Coroutine[Any, Any, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """One method. `is_ordered`: calls of one socket are performed in their order."""
-
-    name: str
-    function: Function
-    summary: str
-    parameters: tuple[Parameter, ...]
-    result: Schema
-    is_ordered: bool
-    is_folded: bool
-    """As a notification it is folded with others and sent later."""
-    is_server_only: bool
-    is_demo_only: bool
-
-    async def perform(self, caller: Caller, params: Mapping[str, Any]) -> Any:
-        """Perform it. Raise RpcError for wrong parameters, ImError for a refusal."""
-        given = arguments(self.parameters, params)
-        given.pop(FOR_WHOM.name, None)
-        return await self.function(caller, **given)
-
-
-METHODS: dict[str, Method] = {}
-
-
-def method(
-    result: Schema, *, ordered: bool = False, folded: bool = False, server_only: bool = False, demo_only: bool = False
-) -> Callable[[Function], Function]:
-    """Make a function a method: its keyword-only parameters are the method's, its docstring the description."""
-
-    def decorate(function: Function) -> Function:
-        name = function.__name__
-        known = (*parameters_of(function), FOR_WHOM)
-        if demo_only:
-            known = parameters_of(function)
-        METHODS[name] = Method(
-            name, function, cleandoc(function.__doc__ or ""), known, result, ordered, folded, server_only, demo_only
-        )
-        return function
-
-    return decorate
-
-
-def ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def list_of(schema: Schema) -> Schema:
-    return {"type": "array", "items": schema}
-
 
 MESSAGE, SENT, TALLY = ref("Message"), ref("SentMessage"), ref("Tally")
 
@@ -134,7 +38,8 @@ async def connect(
 
     `start` says where a group begins: at what was not acked (`unread`) or with what comes from now on (`live`). A group
     in `after` begins exactly after that msgid. Of what was missed, the newest `most` messages of a group come, after a
-    `gap`. The answer comes before any notification, and says for each group after which msgid the server goes on.
+    `gap`. The answer comes before any notification, and says for each group after which msgid the server goes on, and
+    which is the newest. `dataset` names the data: what a client has kept of another one is of no use.
     """
     if caller.client is None:
         raise InvalidInput("`connect` is for a socket: here the token comes with each request")
@@ -336,13 +241,13 @@ async def remove_members(caller: Caller, *, gid: str, uids: list[str]) -> Any:
     return _size(await caller.chat.remove_members(gid, uids))
 
 
-@method(ref("Token"), demo_only=True)
+@method({"type": "object", "properties": {"token": {"type": "string"}}, "required": ["token"]}, demo_only=True)
 async def demo_token(caller: Caller, *, uid: str) -> Any:
     """Return a token for a user of the demo (`im up --web`)."""
     users = caller.identity.claims.get(DEMO)
     if not isinstance(users, list) or uid not in users:
         raise NotAllowed(f"{uid!r} is no user of a demo that this token is for")
-    return {"token": caller.hub.demo_token(uid, users)}
+    return {"token": caller.hub.access.demo_token(uid, users)}
 
 
 def _at_most(most: int, limit: int | None) -> int:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from imcore.web.jsonrpc import REFUSED
-from imcore.web.methods import MESSAGE, Method, list_of, ref
+from imcore.web.method import Method, list_of, ref
+from imcore.web.methods import MESSAGE
 from imcore.web.parameters import RECEIPT, Parameter, Schema
 
 VERSION = "1.0.0"
@@ -68,10 +69,13 @@ SCHEMAS: dict[str, Schema] = {
     "Member": _object({**_POSITION, "uid": _TEXT, "online": _FLAG}),
     "HistoryPage": _object({"messages": list_of(MESSAGE), "older": _FLAG, "newer": _FLAG}),
     "Connected": _object(
-        {"uid": _TEXT, "groups": list_of(_object({**_POSITION, "after": _or_null(_TEXT)}))},
+        {
+            "uid": _TEXT,
+            "dataset": _or_null(_TEXT),
+            "groups": list_of(_object({**_POSITION, "last_msgid": _or_null(_TEXT), "after": _or_null(_TEXT)})),
+        },
     ),
     "Confirmed": _object({"confirmed": _COUNT}),
-    "Token": _object({"token": _TEXT}),
 }
 
 NOTIFICATIONS: dict[str, tuple[str, Schema]] = {

@@ -5,6 +5,7 @@ import time
 from typing import Any, NoReturn
 
 from imcore import process
+from imcore.metrics import WorkerMetrics
 from imcore.settings import Settings
 from imcore.workers import runner
 
@@ -31,4 +32,4 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     process.WORKER_PATIENCE_S = 0.1
     with process.WorkerSignals() as caught:
-        runner.run(Hanging, Settings.from_env(), caught, burst=False)
+        runner.run(Hanging, Settings.from_env(), caught, WorkerMetrics("hanging"), burst=False)

@@ -1,19 +1,14 @@
 """A server, its workers and `im serve` as real processes, for tabs of a real browser."""
 
-import time
-import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
-import jwt
-
 from imcore import Chat
 from imcore.settings import Settings
-from tests.helpers.deadline import wait_until
-from tests.helpers.processes import PythonProcess, WorkerProcess
-from tests.helpers.servers import free_ports, require_server, start_valkey
-
-KEY = "a key that only these tests know, of 32 bytes or more"
+from tests.helpers.processes import WorkerProcess
+from tests.helpers.servers import require_server, start_valkey
+from tests.helpers.web import token
+from tests.helpers.web_server import WebServer
 
 
 class PageStack:
@@ -21,45 +16,29 @@ class PageStack:
 
     def __init__(self, folder: Path) -> None:
         require_server()
-        self.folder = folder
-        [self._port] = free_ports(1)
-        self._running = ExitStack()
-        server = start_valkey(folder / "server")
-        self._running.callback(server.stop)
-        self._settings = {"redis_url": server.url, "data_dir": str(folder)}
-        settings = Settings.from_env({}, **self._settings)
-        self.chat = self._running.enter_context(Chat.connect(settings=settings))
-        self.chat.open_database()
-        for name, options in (("persist", {}), ("receipts", {"receipt_window_ms": 50})):
-            self._running.enter_context(WorkerProcess(folder / "workers", name, **self._settings, **options))
-        self.start_gateway()
+        with ExitStack() as starting:
+            server = start_valkey(folder / "server")
+            starting.callback(server.stop)
+            given = {"redis_url": server.url, "data_dir": str(folder)}
+            self.chat = starting.enter_context(Chat.connect(settings=Settings.from_env({}, **given)))
+            for name, options in (("persist", {}), ("receipts", {"receipt_window_ms": 50})):
+                worker = WorkerProcess(folder / "workers", name, **given, **options)
+                starting.enter_context(worker).wait_for("working as")
+            self.gateway = WebServer(folder / "web", server.url, data_dir=str(folder))
+            starting.callback(lambda: self.gateway.kill())
+            self._running = starting.pop_all()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/"
+        return f"http://127.0.0.1:{self.gateway.port}/"
 
-    def start_gateway(self) -> None:
-        """Start `im serve`, on the same port each time."""
-        gateway = PythonProcess(
-            self.folder / "web", "imcore.web", f"--port={self._port}", web_key=KEY, **self._settings
-        )
-        self.gateway = self._running.enter_context(gateway)
-        wait_until(lambda: self._is_ready() or not gateway.runs)
-        assert gateway.runs, gateway.log
-
-    def _is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}readyz", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+    def restart_gateway(self) -> None:
+        """Start `im serve` again, on the same port, after it was killed."""
+        self.gateway = self.gateway.again()
 
     def link(self, uid: str, ttl_s: float = 3600, **claims: object) -> str:
         """Return the address of the page with a token of a user in it."""
-        return f"{self.url}#token={self.token(uid, ttl_s, **claims)}"
-
-    def token(self, uid: str, ttl_s: float = 3600, **claims: object) -> str:
-        return jwt.encode({"sub": uid, "exp": time.time() + ttl_s, **claims}, KEY, "HS256")
+        return f"{self.url}#token={token(uid, ttl_s, **claims)}"
 
     def stored(self, gid: str, uid: str) -> list[str]:
         """Return the texts that the server has of a group, in order, as a member may see them."""

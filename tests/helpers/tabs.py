@@ -120,7 +120,18 @@ class Tab:
         return self.page.locator("#log").evaluate(script)
 
     def is_at_end(self) -> bool:
-        return bool(self.log("log => log.scrollHeight - log.scrollTop - log.clientHeight < 5"))
+        """Whether the newest message is in view."""
+        at_bottom = self.log("log => log.scrollHeight - log.scrollTop - log.clientHeight < 5")
+        return bool(at_bottom) and not self.page.locator("#newer").is_visible()
+
+    def scroll_to_end(self) -> None:
+        """Scroll down until there is nothing below."""
+
+        def is_there() -> bool:
+            self.scroll("bottom")
+            return self.is_at_end()
+
+        wait_until(is_there)
 
     def scroll_to_beginning(self) -> None:
         """Scroll up until there is nothing above."""

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,11 +120,20 @@ class FakeGateway:
         self.calls.append(("resume", session.uid))
 
 
+class FakePerformer:
+    """Answers the one query that has no method of its own: the name of the data."""
+
+    async def perform(self, effects: Generator[Any, Any, Any]) -> str:
+        effects.close()
+        return "data"
+
+
 class FakeChat:
     """A group `team` of ann and bob. Sends take `delay` turns of the loop."""
 
     def __init__(self) -> None:
         self.fake_gateway = FakeGateway()
+        self.performer = FakePerformer()
         self.log: list[tuple[Any, ...]] = []
         self.running = self.most_running = 0
         self.gate = asyncio.Event()

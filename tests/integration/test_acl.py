@@ -18,6 +18,7 @@ from rq.serializers import JSONSerializer
 
 from imcore.admin import append_only, retention
 from imcore.admin.acl import GATEWAY, PASSWORD, READER, ROLES, WORKER, Role
+from imcore.admin.health import health
 from imcore.admin.stats import online_uids, stats
 from imcore.chat import Chat
 from imcore.device.device import Device
@@ -340,8 +341,11 @@ def test_a_reader_can_look_at_everything(settings: Settings, watch: Watch, admin
     with connect(settings, WORKER) as chat:
         Journal(chat.system.client, "persist", settings).read()
 
+        Queue("imcore", connection=admin, serializer=JSONSerializer).enqueue("time.time")
+
     # When a reader runs all queries
     with watch.looking(), connect(settings, READER) as chat:
+        assert {each.what: each.ok for each in health(as_user(settings, READER))}["redis"]
         look(chat)
         assert stats(chat.system).workers
         assert list(online_uids(chat.system)) == []

@@ -18,6 +18,7 @@ from rq.serializers import JSONSerializer
 
 from imcore import Chat
 from imcore.admin import retention
+from imcore.metrics import WorkerMetrics
 from imcore.process import WorkerSignals
 from imcore.settings import Settings
 from imcore.workers import jobs
@@ -60,7 +61,7 @@ class TestJobs:
             with WorkerSignals() as signals:
                 asking = threading.Thread(target=ask)
                 asking.start()
-                jobs.run(settings, signals, burst=False)
+                jobs.run(settings, signals, WorkerMetrics("jobs"), burst=False)
                 asking.join()
 
             # Then it ends, and keeps no job to itself

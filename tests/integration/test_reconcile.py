@@ -7,17 +7,19 @@ since. `IM_RECONCILE_SEEDS=500 pytest tests/integration/test_reconcile.py` plays
 import os
 import random
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import pytest
 from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import ImError, RedisUnavailable
 from imcore.gateway.fanout import NewMessage, ReceiptsChanged
 from imcore.gateway.gateway import Gateway
+from imcore.gateway.request import StartMode
 from imcore.repair.check import check
 from imcore.repair.watermarks import reconcile
 from imcore.settings import Settings
@@ -25,31 +27,17 @@ from imcore.sql import queries
 from imcore.sql.database import Database
 from imcore.streams import keys
 from tests.helpers.deadline import wait_until
+from tests.helpers.devices import listen, texts
 from tests.helpers.dying import Dying, DyingDatabase, KilledError
 from tests.helpers.dying import KilledError as KilledWorkerError
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.snapshot import Snapshot
 from tests.helpers.workers import persist
 
 SEEDS = range(int(os.environ.get("IM_RECONCILE_SEEDS", "12")))
 GIDS = ("#ubuntu", "群主")
 UIDS = ("ann", "bob", "cy", "dee", "[red]eve")
 HOUR = 3_600_000
-
-
-@dataclass
-class Snapshot:
-    """All keys of a server, as they were."""
-
-    keys: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, client: Any) -> "Snapshot":
-        return cls({key: (max(client.pttl(key), 0), client.dump(key)) for key in client.scan_iter()})
-
-    def restore(self, client: Any) -> None:
-        client.flushall()
-        for key, (ttl, value) in self.keys.items():
-            client.restore(key, ttl, value)
 
 
 @pytest.fixture
@@ -399,17 +387,35 @@ def test_live_session_gets_lost_messages(chat: Chat) -> None:
         wait_until(lambda: gateway.poll(0.02) == [] and chat.pull("bob", "g") == [])
 
 
-def test_client_that_was_away_gets_lost_messages_before_its_position(chat: Chat) -> None:
-    # Given a client that has what was said since, and goes
+def test_device_that_was_away_gets_lost_messages_before_its_position(chat: Chat) -> None:
+    # Given a device that has what was said since, and goes
     lost_one(chat)
-    (since,) = chat.pull("bob", "g")
-    # When it comes back after the reconciliation, with its own place
-    persist(chat)
-    with chat.gateway(ack_every=1, ack_interval_s=0.01) as gateway:
-        gateway.open("bob", after={"g": since.msgid})
+    with LocalDatabase(path_of(chat.system.settings.data_dir, "bob"), "bob", exclusive=True) as local:
+        bob = Device(chat, "bob", local)
+        bob.sync()
+        assert texts(local, "g") == ["since"]
+        # When it comes back after the reconciliation
+        persist(chat)
+        listen(bob, lambda: chat.pull("bob", "g") == [], ack_interval_s=0.01)
         # Then
-        hears(gateway, ["lost", "since"])
-        wait_until(lambda: gateway.poll(0.02) == [] and chat.pull("bob", "g") == [])
+        assert texts(local, "g") == ["lost", "since"]
+
+
+@pytest.mark.parametrize("start", ["unread", "live"])
+def test_lost_messages_that_come_back_are_not_from_before_the_start_of_a_session(chat: Chat, start: StartMode) -> None:
+    # Given a session that gets what was said since, or only what comes
+    lost_one(chat)
+    with chat.gateway(acks="off") as gateway:
+        gateway.open("bob", start=start)
+        heard = {"unread": ["since"], "live": []}[start]
+        if heard:
+            hears(gateway, heard)
+        chat.send("g", "live", sender_uid="ann")
+        hears(gateway, ["live"])
+        # When
+        persist(chat)
+        # Then
+        hears(gateway, {"unread": ["lost", "since", "live"], "live": ["live"]}[start])
 
 
 def test_sender_gets_tallies_of_offsets_that_redis_lost(chat: Chat) -> None:

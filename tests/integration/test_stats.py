@@ -1,6 +1,7 @@
 """`im stats` on real servers."""
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -137,20 +138,18 @@ def test_a_large_backlog_is_not_read_whole(chat: Chat, monkeypatch: pytest.Monke
     monkeypatch.setattr(consumers, "MOST_COUNTED", 20)
     journal = journal_of(chat, 101)
     read: list[int] = []
-    ask = chat.system.client.query
+    ask = chat.system.client.query_many
 
-    def counting(*command: str | int) -> Any:
-        answer = ask(*command)
-        if command[0] == "XRANGE":
-            read.append(len(answer))
-        return answer
+    def counting(commands: Sequence[tuple[str | int, ...]], **options: Any) -> list[Any]:
+        answers = ask(commands, **options)
+        read.extend(len(page) for (name, *_), page in zip(commands, answers, strict=True) if name == "XRANGE")
+        return answers
 
-    monkeypatch.setattr(chat.system.client, "query", counting)
+    monkeypatch.setattr(chat.system.client, "query_many", counting)
     # Then the backlog is the server's figure if that is possible, else the length of the journal
     for said_to_be_read, backlog in ((1, 100), (61, 40), (85, 101), (5000, 101)):
-        chat.system.client.execute_once(
-            "XGROUP SETID", journal, "persist", ask("XRANGE", journal, "-", "+")[0][0], "ENTRIESREAD", said_to_be_read
-        )
+        first = chat.system.client.query("XRANGE", journal, "-", "+")[0][0]
+        chat.system.client.execute_once("XGROUP SETID", journal, "persist", first, "ENTRIESREAD", said_to_be_read)
         read.clear()
         assert behind(chat)[0] == backlog
         assert read == [10, 10]

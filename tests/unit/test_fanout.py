@@ -1,4 +1,4 @@
-"""Sessions that share a cursor: each gets what it would get alone, and acks what it has received."""
+"""Sessions that share a cursor: each gets what it would get alone."""
 
 import random
 from collections import defaultdict
@@ -7,9 +7,8 @@ import pytest
 
 from imcore import msgid as msgids
 from imcore.gateway import fanout
-from imcore.gateway.acks import AckBuffer, UnackedMessages, targets
 from imcore.gateway.cursor import ResumePoint
-from imcore.gateway.fanout import GroupSubscribers, NewMessage, Recipients, Session
+from imcore.gateway.fanout import GroupSubscribers, NewMessage, Session
 from imcore.model.values import Message
 from imcore.operations.queries import MessagePage
 from imcore.streams.calls.message_calls import UIDS_PER_CALL, AckTarget, PullResult, split_targets
@@ -170,53 +169,6 @@ def test_a_session_at_the_offset_has_a_cursor_of_its_own() -> None:
     assert group.remove(one) is None
 
 
-def test_acks_are_due_by_count_or_by_time_and_name_the_newest_of_each_group() -> None:
-    # Given two who have received two messages of one group, and one of another
-    buffer, both = AckBuffer(3, 1.0), Recipients([Session("ann"), Session("bob"), Session("bob")])
-    for gid, seq in (("g", 1), ("g", 2), ("h", 7)):
-        buffer.received(gid, both, point(seq), 10.0)
-    assert buffer.take_due(10.9) == []
-    assert buffer.next_due() == 11.0
-
-    # When a third one comes
-    buffer.received("g", both, point(3), 10.5)
-
-    # Then that group is due at once, the other one in time
-    assert targets(buffer.take_due(10.5)) == {"g": [AckTarget(packed(3), ("ann", "bob"), 3)]}
-    assert targets(buffer.take_due(11.0)) == {"h": [AckTarget(packed(7), ("ann", "bob"), 7)]}
-    assert buffer.next_due() == float("inf")
-
-
-def test_acks_of_one_message_are_one_target() -> None:
-    # Given clients that report one by one what they have received; one of them names its seq
-    buffer = AckBuffer(10, 1.0)
-    for number, uid in enumerate(("ann", "bob", "bob", "cy")):
-        buffer.received("g", Session(uid).as_recipients, point(4) if number == 2 else ResumePoint(packed(4)), 0.0)
-    buffer.received("g", Session("dan").as_recipients, point(3), 0.0)
-
-    assert targets(buffer.take_due(1.0)) == {
-        "g": [AckTarget(packed(4), ("ann", "bob", "cy"), 4), AckTarget(packed(3), ("dan",), 3)]
-    }
-
-
-def test_acks_that_are_due_soon_go_with_those_that_are_due() -> None:
-    buffer = AckBuffer(10, 1.0)
-    for number, at in enumerate((0.0, 0.1, 0.24, 0.26)):
-        buffer.received("g", Session(f"u{number}").as_recipients, point(4), at)
-
-    assert buffer.take_due(0.99) == []
-    assert targets(buffer.take_due(1.0)) == {"g": [AckTarget(packed(4), ("u0", "u1", "u2"), 4)]}
-    assert targets(buffer.take_due(1.26)) == {"g": [AckTarget(packed(4), ("u3",), 4)]}
-
-
-def test_an_older_message_moves_no_ack_back() -> None:
-    buffer, ann = AckBuffer(10, 1.0), Session("ann")
-    for seq in (4, 2):
-        buffer.received("g", ann.as_recipients, point(seq), 0.0)
-
-    assert targets(buffer.take_due(1.0)) == {"g": [AckTarget(packed(4), ("ann",), 4)]}
-
-
 def test_a_call_acks_for_a_bounded_number_of_members() -> None:
     # Given acks of a few, of many, and of more than one call takes
     def named(count: int) -> tuple[str, ...]:
@@ -235,70 +187,3 @@ def test_a_call_acks_for_a_bounded_number_of_members() -> None:
     assert [sum(len(target.uids) for target in part) for part in parts] == [*[UIDS_PER_CALL] * 3, 1]
     flat = [(target.msgid, uid) for part in parts for target in part for uid in target.uids]
     assert flat == [(target.msgid, uid) for target in acks for uid in target.uids]
-
-
-def owe(buffer: AckBuffer, *sessions: Session) -> None:
-    """These owe an ack of one group, and one of a full batch of another."""
-    both = Recipients(sessions)
-    for gid, seq in (("g", 1), ("h", 1), ("h", 2)):
-        buffer.received(gid, both, point(seq), 0.0)
-    for session in sessions:
-        session.resume_points = {"g": point(1), "h": point(2)}
-
-
-def test_a_session_that_ends_takes_its_acks_with_it() -> None:
-    # Given two who owe acks
-    ann, bob = Session("ann"), Session("bob")
-    buffer = AckBuffer(2, 1.0)
-    owe(buffer, ann, bob)
-
-    # When one ends
-    ann_targets = targets(buffer.take_of([ann]))
-
-    # Then the other one's acks are still due, also with what comes next
-    assert ann_targets == {"g": [AckTarget(packed(1), ("ann",), 1)], "h": [AckTarget(packed(2), ("ann",), 2)]}
-    buffer.received("g", Recipients([bob]), point(2), 0.5)
-    assert targets(buffer.take_due(1.5)) == {
-        "g": [AckTarget(packed(1), ("bob",), 1), AckTarget(packed(2), ("bob",), 2)],
-        "h": [AckTarget(packed(2), ("bob",), 2)],
-    }
-
-
-def test_acks_of_a_session_can_be_forgotten_and_be_due_again() -> None:
-    ann, bob = Session("ann"), Session("bob")
-    buffer = AckBuffer(2, 1.0)
-    owe(buffer, ann, bob)
-    buffer.received("g", ann.as_recipients, point(1), 0.0)
-
-    buffer.forget([ann], "g")
-    buffer.forget([bob])
-    buffer.received("g", ann.as_recipients, point(2), 0.0)
-
-    assert targets(buffer.take_due(1.0)) == {
-        "h": [AckTarget(packed(2), ("ann",), 2)],
-        "g": [AckTarget(packed(2), ("ann",), 2)],
-    }
-
-
-def test_acks_that_could_not_be_sent_are_due_again() -> None:
-    buffer, waiting = AckBuffer(10, 1.0), UnackedMessages("g", Recipients([Session("ann")]), point(4), 5.0)
-    buffer.requeue([waiting])
-    assert buffer.next_due() == 0.0
-    assert buffer.take_due(0.0) == [waiting]
-
-
-def test_an_end_that_failed_may_be_tried_again_and_be_given_up() -> None:
-    # Given one who could not end, for their acks could not be sent
-    ann = Session("ann")
-    buffer = AckBuffer(2, 1.0)
-    owe(buffer, ann)
-    buffer.requeue(buffer.take_of([ann]))
-
-    # When that is tried again, then the same is owed
-    again = buffer.take_of([ann])
-    assert targets(again) == {"g": [AckTarget(packed(1), ("ann",), 1)], "h": [AckTarget(packed(2), ("ann",), 2)]}
-
-    # And when that is in vain, too, and is given up, then nothing is
-    buffer.requeue(again)
-    buffer.forget([ann])
-    assert not any(targets(buffer.take_due(5.0)).values())

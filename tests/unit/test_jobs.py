@@ -16,6 +16,7 @@ from rq.exceptions import StopRequested
 from rq.worker import base
 
 from imcore.errors import RedisUnavailable
+from imcore.metrics import WorkerMetrics
 from imcore.process import WorkerSignals
 from imcore.settings import Settings
 from imcore.util.backoff import LONGEST_WAIT_S
@@ -131,7 +132,7 @@ def test_while_redis_is_away_one_line_says_so(
     monkeypatch.setattr(base.time, "sleep", sleep)
     monkeypatch.setattr(jobs.JobsWorker.queue_class, "dequeue_any", is_back)
     with WorkerSignals() as signals:
-        jobs.run(settings, signals, burst=False, checks_server=False)
+        jobs.run(settings, signals, WorkerMetrics("jobs"), burst=False, checks_server=False)
 
     # Then it was logged once, and its end; rq's waits grow to seconds
     ours = [record for record in caplog.records if record.levelno > logging.INFO or record.name.startswith("imcore.")]
@@ -171,7 +172,7 @@ def test_a_server_that_refuses_is_logged_once_whatever_its_words(
             signals.stopping = len(waits) == 12
 
         monkeypatch.setattr(signals, "wait", wait)
-        jobs.run(settings, signals, burst=False, checks_server=False)
+        jobs.run(settings, signals, WorkerMetrics("jobs"), burst=False, checks_server=False)
 
     assert len(births) == 12
     [line] = caplog.messages
@@ -190,7 +191,7 @@ def test_an_error_of_the_program_keeps_its_traceback(
 
     with WorkerSignals() as signals:
         monkeypatch.setattr(jobs.JobsWorker, "check_for_suspension", lambda worker, _: mistake(worker, signals))
-        jobs.run(settings, signals, burst=False, checks_server=False)
+        jobs.run(settings, signals, WorkerMetrics("jobs"), burst=False, checks_server=False)
     assert "ZeroDivisionError" in caplog.text
 
 

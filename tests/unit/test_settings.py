@@ -42,6 +42,9 @@ class TestSources:
             "database_url": "sqlite:///d",
             "jobs_redis_url": "redis://j",
             "data_dir": "/d",
+            "metrics_host": "0.0.0.0",
+            "log_format": "json",
+            "log_level": "warning",
         }
         environ = {f"IM_{name.upper()}": text for name, text in texts.items()}
         environ |= {f"IM_{name.upper()}": str(10 + i) for i, name in enumerate(NUMBERS)}
@@ -88,6 +91,26 @@ def test_a_flag_is_0_or_1(name: str) -> None:
             Settings.from_env({}, **{name: text})
 
 
+@pytest.mark.parametrize(
+    ("name", "choices", "said"),
+    [
+        ("log_format", ("text", "json"), "text or json"),
+        ("log_level", ("debug", "info", "warning", "error"), "debug, info, warning or error"),
+    ],
+)
+def test_a_choice_is_one_of_its_words(name: str, choices: tuple[str, ...], said: str) -> None:
+    assert [getattr(Settings.from_env({}, **{name: text}), name) for text in choices] == list(choices)
+    for text in ("xml", "JSON", " json", "critical"):
+        with pytest.raises(ConfigurationError, match=f"^IM_{name.upper()} must be {said}; it is '{text}'$"):
+            Settings.from_env({}, **{name: text})
+
+
+def test_without_settings_logs_are_text_and_no_metrics_are_served() -> None:
+    settings = Settings.from_env({})
+    assert (settings.log_format, settings.log_level) == ("text", "info")
+    assert (settings.metrics_port, settings.metrics_host) == (None, "127.0.0.1")
+
+
 class TestNumbers:
     @pytest.mark.parametrize("name", NUMBERS)
     @pytest.mark.parametrize("text", ["x", "-1", "1.5", "1e3", " 1", "1 ", "+1", "1_000", "٣", "²", "9" * 5000])
@@ -114,7 +137,7 @@ class TestNumbers:
     @pytest.mark.parametrize(
         ("name", "highest"),
         [
-            *(("partitions", 16_384), ("max_content_bytes", 2**28), ("batch_size", 10**12)),
+            *(("partitions", 16_384), ("max_content_bytes", 2**28), ("batch_size", 10**12), ("metrics_port", 65_535)),
             *(("keep_ms", 100_000 * DAY_MS), ("keep_read_times_ms", 100_000 * DAY_MS), ("keep_messages", 10**12)),
         ],
     )

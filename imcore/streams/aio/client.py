@@ -53,6 +53,15 @@ class AsyncRedisClient:
         """Do as `RedisClient.call_each` does."""
         return await perform_async(self.client.each(batch, repeatable=repeatable), self._perform_step)
 
+    def start_now(self, batch: Sequence[Call[T]]) -> AsyncAnswers[T] | None:
+        """Do as `start` does, if that needs no waiting; else return None."""
+        driver, pipeline = self.client.driver, self._pipelines.get("")
+        if isinstance(driver, RedisCluster) or pipeline is None or not pipeline.is_usable:
+            return None
+        if not self.client.is_prepared or not 0 < len(batch) <= CHUNK:
+            return None
+        return partial(self._finish, batch, pipeline.send(list(map(command_of, batch))))
+
     async def start(self, batch: Sequence[Call[T]]) -> AsyncAnswers[T]:
         """Do as `RedisClient.start` does. The answers may be dropped."""
         if not self.client.is_prepared:

@@ -94,6 +94,11 @@ def position(space: Keyspace, gid: str, uid: str) -> Call[Position]:
     return Call("im_unread", keys, (uid,), decode, gid)
 
 
+def dataset() -> Call[str | None]:
+    """The name of the data in Redis; None while there is none."""
+    return Call("", (), ("HGET", CONFIG, "dataset"), lambda answer: None if answer is None else str(answer, "utf-8"))
+
+
 def scan_groups(space: Keyspace, partition: int, cursor: str) -> Call[NamesPage]:
     return Call("", (), ("SSCAN", space.groups(partition), cursor, "COUNT", PAGE), _page_of_names)
 

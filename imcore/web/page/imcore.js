@@ -200,10 +200,10 @@ class LocalDatabase {
   }
 
   /** How many messages of others come after a read position; null if that cannot be said: some are not here. */
-  async unread(gid, acked, live, uid) {
+  async unread(gid, acked, newest, uid) {
     return this.#transaction(['messages', 'groups'], 'readonly', async (messages, groups) => {
       const ranges = (await answer(groups.get(gid)))?.ranges ?? [];
-      const end = Math.max(live, highest(ranges));
+      const end = Math.max(newest, highest(ranges));
       if (end <= acked) return 0;
       const range = rangeAt(ranges, acked + 1);
       if (!range || range[1] < end) return null;
@@ -390,8 +390,11 @@ export class ImClient extends EventTarget {
     const url = new URL('ws', this.#base);
     url.protocol = url.protocol.replace('http', 'ws');
     const socket = new WebSocket(url);
-    // `live`: up to where the server has handed over each group on this connection, or named what it left out.
-    const connection = { socket, calls: new Map(), live: new Map(), heardAt: Date.now(), id: null, asked: new Set() };
+    // By group, `live`: up to where the server has handed it over on this connection, or named what it left out; `newest`:
+    // its newest message when this connection began. What is between them comes.
+    const connection = {
+      socket, calls: new Map(), live: new Map(), newest: new Map(), heardAt: Date.now(), id: null, asked: new Set(),
+    };
     this.#connection = connection;
     socket.onopen = () => this.#introduce(connection);
     socket.onmessage = ({ data }) => this.#heard(connection, data);
@@ -546,12 +549,13 @@ export class ImClient extends EventTarget {
   }
 
   async #connected(connection, { groups, dataset }) {
-    if (dataset !== undefined && (await this.#local.bind(dataset))) await this.#loadGroups();
+    if (dataset && (await this.#local.bind(dataset))) await this.#loadGroups();
     const gids = new Set(groups.map(({ gid }) => gid));
     for (const gid of this.#groups.keys()) if (!gids.has(gid)) await this.#left(gid);
-    for (const { gid, last_ack_msgid, unread, after } of groups) {
+    for (const { gid, last_ack_msgid, last_msgid, unread, after } of groups) {
       const group = this.#group(gid);
       connection.live.set(gid, pack(after));
+      connection.newest.set(gid, pack(last_msgid));
       if (group.left) await this.#local.note(gid, () => ({ left: false }));
       Object.assign(group, { left: false, unread });
       if (group.acked > pack(last_ack_msgid)) this.#unsentAcks.add(gid); // shown while offline
@@ -605,6 +609,7 @@ export class ImClient extends EventTarget {
     Object.assign(group, { left: true, unread: 0 });
     await this.#local.note(gid, () => ({ left: true }));
     this.#connection?.live.delete(gid);
+    this.#connection?.newest.delete(gid);
     this.#tell('groups');
   }
 
@@ -640,11 +645,16 @@ export class ImClient extends EventTarget {
     return this.#groups.get(gid) ?? null;
   }
 
+  /** The newest message of a group, as far as the server has said. */
+  #end(gid) {
+    return Math.max(this.#connection?.live.get(gid) ?? 0, this.#connection?.newest.get(gid) ?? 0);
+  }
+
   // A count is derived from a read position and from messages, never counted up and down: so it cannot drift. If some of
   // the messages are not here, the server counts.
   async #recount(gid, mayAsk = true) {
     const group = this.#group(gid);
-    const unread = await this.#local.unread(gid, group.acked, this.#connection?.live.get(gid) ?? 0, this.uid);
+    const unread = await this.#local.unread(gid, group.acked, this.#end(gid), this.uid);
     if (unread !== null) group.unread = unread;
     else if (mayAsk) this.#unreadTimer ??= setTimeout(() => this.#askUnread(), 1500); // the server folds acks, too
   }
@@ -656,7 +666,7 @@ export class ImClient extends EventTarget {
     for (const { gid, unread } of counts) {
       const group = this.#groups.get(gid);
       if (!group || group.left) continue;
-      const here = await this.#local.unread(gid, group.acked, this.#connection?.live.get(gid) ?? 0, this.uid);
+      const here = await this.#local.unread(gid, group.acked, this.#end(gid), this.uid);
       group.unread = here ?? unread;
       if (here > unread) await this.#askPosition(gid);
     }
@@ -669,10 +679,10 @@ export class ImClient extends EventTarget {
     if (own) this.#acked(gid, pack(own.last_ack_msgid));
   }
 
-  // A group that was read elsewhere has no message here. One page shows what it is about.
+  // A group that was read elsewhere has no message here, and none comes. One page shows what it is about.
   async #fetchPreviews(connection) {
     for (const { gid, last } of this.groups().slice(0, 30)) {
-      if (last || connection !== this.#connection) continue;
+      if (last || connection !== this.#connection || connection.live.get(gid) < connection.newest.get(gid)) continue;
       const { messages } = await this.messages(gid, { limit: 20 }).catch(() => ({ messages: [] }));
       if (messages.length) this.#tell('groups');
     }
@@ -715,7 +725,7 @@ export class ImClient extends EventTarget {
   async #newer(gid, after, limit) {
     for (;;) {
       const page = await this.#local.after(gid, after, limit);
-      const end = Math.max(page.end, this.#connection?.live.get(gid) ?? 0);
+      const end = Math.max(page.end, this.#end(gid));
       const high = page.reaches ?? after;
       const found = { messages: page.messages, low: after + 1, high, older: true, newer: high < end };
       if (page.messages.length || high >= end) {
@@ -730,14 +740,14 @@ export class ImClient extends EventTarget {
   }
 
   async #newest(gid, limit) {
-    const live = this.#connection?.live.get(gid) ?? 0;
+    const newest = this.#end(gid);
     let end = await this.#local.end(gid);
-    if (!end || end < live) {
+    if (!end || end < newest) {
       const history = await this.#history(gid, { limit });
       if (history) {
         const ats = history.messages.map(({ msgid }) => pack(msgid));
         const low = history.older && ats.length ? ats[0] : 1;
-        end = Math.max(live, ats.at(-1) ?? 0);
+        end = Math.max(newest, ats.at(-1) ?? 0);
         await this.#local.keep(gid, history.messages, this.uid, low, end);
         this.#group(gid).last ??= await this.#local.last(gid);
       }
@@ -752,7 +762,7 @@ export class ImClient extends EventTarget {
       const history = await this.#history(gid, { first_unread: true, limit });
       if (!history?.messages.length) return null;
       const ats = history.messages.map(({ msgid }) => pack(msgid));
-      const end = Math.max(ats.at(-1), history.newer ? 0 : this.#connection?.live.get(gid) ?? 0);
+      const end = Math.max(ats.at(-1), history.newer ? 0 : this.#end(gid));
       await this.#local.keep(gid, history.messages, this.uid, history.older ? ats[0] : 1, end);
       after = await this.#local.after(gid, Math.max(acked, ats[0] - 1), limit);
     }
@@ -1560,6 +1570,7 @@ class Page {
   async #messagesCame(gid) {
     const { last, unread } = this.#client.group(gid);
     if (this.#isOpen(gid)) await this.#timeline.update();
+    if (this.#isOpen(gid) && !$('presence').textContent) this.#askPresence(); // the first message has made the chat
     if (unread && last) $('heard').textContent = T.heard(this.#isOpen(gid) ? last.sender_uid : this.#titleOf(gid), last.content || T.recalled);
   }
 
@@ -1746,8 +1757,10 @@ class Page {
 
   #keyInLog(event) {
     const row = event.target.closest('.row');
-    if (event.key === 'Enter' && row === event.target) row.querySelector('.tick:not([hidden]), .refusal:not([hidden]) button')?.click();
-    else if (event.key === 'Escape') $('composer').querySelector('textarea').focus();
+    if (event.key === 'Enter' && row === event.target) {
+      event.preventDefault(); // or the same key would press the first button of the dialog
+      row.querySelector('.tick:not([hidden]), .refusal:not([hidden]) button')?.click();
+    } else if (event.key === 'Escape') $('composer').querySelector('textarea').focus();
     else moveFocus(event, this.#timeline.rows(), row);
   }
 

@@ -294,7 +294,7 @@ def test_ids_are_those_of_the_server(people: People) -> None:
     )
     assert made == [[gid := gid_of(one, other), peer_of(gid, one)] for one, other in pairs]
 
-    msgids = ["1577836800000-1", "1796125580911-0", "1796125580911-8191", "2677836800000-77"]
+    msgids = ["1577836800000-1", "1796125580911-0", "1796125580911-8191", "2677348427775-8191"]
     packed = page.evaluate(
         "async ids => { const m = await import('./imcore.js'); return ids.map(id => [m.pack(id), m.unpack(m.pack(id))]) }",
         msgids,

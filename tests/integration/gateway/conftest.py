@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.async_driver import AsyncDriver
 from tests.helpers.gateways import Clock
 
 
@@ -15,6 +16,19 @@ def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
     yield url
     if request.param == "cluster":
         gc.collect()  # while the filter below holds
+
+
+@pytest.fixture(params=["synchronous", "asyncio"], autouse=True)
+def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Which driver the gateways and listeners of all chats have."""
+    kind: str = request.param
+    if kind == "synchronous":
+        yield kind
+        return
+    asynchronous = AsyncDriver()
+    asynchronous.take_over(monkeypatch)
+    yield kind
+    asynchronous.close()
 
 
 @pytest.fixture

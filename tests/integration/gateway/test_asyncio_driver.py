@@ -43,6 +43,12 @@ class Audience:
                         self.read[session].update((each.msgid, each.read) for each in event.receipts)
 
 
+@pytest.fixture(autouse=True)
+def driver() -> str:
+    """These tests are tasks themselves."""
+    return "asyncio"
+
+
 @pytest.fixture
 def redis_url(valkey: str) -> str:
     """One server: what is asked here does not depend on the kind of server."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from imcore import Chat, Message, Receipt, Session
-from imcore.errors import TryAgain
+from imcore import msgid as msgids
 from imcore.gateway.gateway import Gateway
 from imcore.settings import Settings
 from imcore.streams.keys import SEPARATOR
@@ -112,27 +112,39 @@ def test_sessions_may_begin_and_end_between_the_events_of_a_poll(chat: Chat, oth
     assert cyd.sid != bob.sid
 
 
-def test_an_end_that_is_not_clean_needs_no_server(chat: Chat, other: Chat) -> None:
-    with chat.gateway() as gateway:
+def test_no_end_needs_the_server(chat: Chat, other: Chat) -> None:
+    with chat.gateway(ack_interval_s=3600) as gateway:
         audience = Audience(gateway)
-        bob, cyd = entered(audience, "bob", "cyd")
+        ann, bob, cyd = entered(audience, "ann", "bob", "cyd")
+        [message] = say(other, "1")
+        audience.until(lambda: audience.heard(bob) == audience.heard(cyd) == ["1"])
+        other.system.client.driver.config_set("min-replicas-to-write", 9)
+        try:
+            gateway.end(cyd)  # which has to ack
+            gateway.end(bob, clean=False)
+            audience.settled()
+            assert list(gateway._core.sessions) == [ann]
+        finally:
+            other.system.client.driver.config_set("min-replicas-to-write", 0)
+        # Then both are gone, and what the clean one has received is acked once the server takes it
+        audience.until(lambda: chat.online(["bob", "cyd"]) == set())
+        audience.until(lambda: read_by(chat, message) == ["cyd"])
+        say(other, "2")
+        audience.until(lambda: audience.heard(ann) == ["1", "2"])
+        assert audience.heard(bob) == audience.heard(cyd) == ["1"]
+
+
+def test_a_gateway_that_closes_delivers_the_ends_that_had_to_wait(chat: Chat, other: Chat) -> None:
+    with chat.gateway(ack_interval_s=3600) as gateway:
+        audience = Audience(gateway)
+        [bob] = entered(audience, "bob")
         [message] = say(other, "1")
         audience.until(lambda: audience.heard(bob) == ["1"])
         other.system.client.driver.config_set("min-replicas-to-write", 9)
-        try:
-            for _ in range(2):
-                with pytest.raises(TryAgain):
-                    gateway.end(cyd)  # which would have to ack
-            gateway.end(bob, clean=False)
-            audience.settled()
-        finally:
-            other.system.client.driver.config_set("min-replicas-to-write", 0)
-        # Then one continues, and the other one is gone
-        [later] = say(other, "2")
-        audience.until(lambda: audience.heard(cyd) == ["1", "2"])
-        assert audience.heard(bob) == ["1"]
-        audience.until(lambda: chat.online(["bob"]) == set())
-    assert read_by(chat, message) == read_by(chat, later) == ["cyd"]
+        gateway.end(bob)
+        other.system.client.driver.config_set("min-replicas-to-write", 0)
+    assert read_by(chat, message) == ["bob"]
+    assert chat.online(["bob"]) == set()
 
 
 def test_many_sessions_end_at_once_with_few_calls(chat: Chat, other: Chat) -> None:
@@ -192,19 +204,51 @@ def test_acks_of_clients_travel_together(chat: Chat, other: Chat, monkeypatch: p
     assert moves.count(SEPARATOR.encode()) == 2 + 200
 
 
-def test_messages_that_a_client_cannot_have_received_are_ignored(chat: Chat, other: Chat) -> None:
+def test_an_ack_of_a_message_that_was_not_handed_over_is_an_ack(chat: Chat, other: Chat) -> None:
+    # Given one who reads in the history, and one whose session has ended
+    [ahead] = say(other, "read in the history")
     with chat.gateway(acks="client", ack_interval_s=0.0) as gateway:
         audience = Audience(gateway)
-        bob, cyd = entered(audience, "bob", "cyd")
-        ahead = other.send("team", "not heard yet", sender_uid="ann")
-        gateway.received(bob, "team", ahead.msgid)
-        gateway.received(bob, "nowhere", ahead.msgid)
+        bob = gateway.open("bob", start="live")
+        cyd = gateway.open("cyd")
         gateway.end(cyd, clean=False)
+        # When
+        gateway.received(bob, "team", ahead.msgid)
         gateway.received(cyd, "team", ahead.msgid)
-        audience.until(lambda: audience.heard(bob))
+        # Then
+        audience.until(lambda: offset(chat, "bob") == ahead.msgid)
         audience.settled()
-    assert offset(chat, "bob") is None
+        assert audience.messages[bob] == []
     assert offset(chat, "cyd") is None
+
+
+@pytest.mark.parametrize("every", [1, 3, 10])
+def test_an_ack_of_no_message_is_refused_and_takes_no_other_ack_with_it(
+    chat: Chat, other: Chat, every: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given acks of messages among acks of what is none: of the future, of a moment without a message, of other groups
+    [first], [second] = say(other, "1"), say(other, "2")
+    while second.msgid.split("-")[0] == first.msgid.split("-")[0]:
+        [second] = say(other, "2")  # in another millisecond
+    between = msgids.unpack(msgids.pack(second.msgid) - 1)
+    other.create_group("home", ["ann"])
+    [elsewhere] = say(other, "3", gid="home")
+    future = msgids.unpack(msgids.pack(second.msgid) + (5000 << msgids.COUNTER_BITS))
+    with chat.gateway(acks="client", ack_every=every, ack_interval_s=0.05) as gateway:
+        audience = Audience(gateway)
+        bob, cyd = entered(audience, "bob", "cyd")
+        for msgid in (future, between, first.msgid, future):
+            gateway.received(bob, "team", msgid)
+        gateway.received(bob, "home", elsewhere.msgid)
+        gateway.received(bob, "nowhere", elsewhere.msgid)
+        gateway.received(cyd, "team", second.msgid)
+        # Then
+        audience.until(lambda: offset(chat, "bob") == first.msgid)
+        audience.until(lambda: offset(chat, "cyd") == second.msgid)
+        audience.settled()
+        assert gateway._core._acks.due() == float("inf")
+    assert offset(chat, "bob") == first.msgid
+    assert "an ack was refused" in caplog.text
 
 
 def test_acks_of_a_client_hold_when_its_socket_dies(chat: Chat, other: Chat) -> None:

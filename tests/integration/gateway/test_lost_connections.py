@@ -19,6 +19,7 @@ from imcore.model.values import Draft
 from imcore.settings import Settings
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call
+from imcore.streams.rounds import Steps
 from imcore.streams.wire import UNSUBSCRIBED, PubSubEvent
 from tests.helpers.gateways import MOST_S, Audience, Clock, kill_connections, nodes_of, subscriptions
 from tests.helpers.servers import RunningCluster, move_slot
@@ -323,12 +324,12 @@ def test_a_node_that_gives_many_channels_away_is_not_waited_for_longer(
         audience.until(lambda: bob.reconnects)
 
 
-def refusing(chat: Chat, gid: str, function: str) -> Callable[..., list[Any]]:
-    """Replaces `call_each` while the partition of a group moves to another node."""
-    call_each = chat.system.client.call_each
+def refusing(chat: Chat, gid: str, function: str) -> Callable[..., Steps[list[Any]]]:
+    """Replaces `each` while the partition of a group moves to another node."""
+    each = chat.system.client.each
 
-    def refuse(batch: Sequence[Call[Any]], **options: bool) -> list[Any]:
-        answers = call_each(batch, **options)
+    def refuse(batch: Sequence[Call[Any]], **options: bool) -> Steps[list[Any]]:
+        answers = yield from each(batch, **options)
         refused = RedisRefuses("moves")
         return [
             refused if (call.gid, call.function) == (gid, function) else answer
@@ -350,7 +351,7 @@ def test_a_group_that_is_refused_does_not_hold_up_the_others(
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         with monkeypatch.context() as patch:
-            patch.setattr(chat.system.client, "call_each", refusing(chat, "a", "im_pull"))
+            patch.setattr(chat.system.client, "each", refusing(chat, "a", "im_pull"))
             # When
             bob = gateway.open("bob")
             # Then
@@ -372,7 +373,7 @@ def test_tallies_that_are_refused_do_not_hold_up_the_receipts_of_others(
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         with monkeypatch.context() as patch:
-            patch.setattr(chat.system.client, "call_each", refusing(chat, "a", "im_tally"))
+            patch.setattr(chat.system.client, "each", refusing(chat, "a", "im_tally"))
             # When
             ann, bob = gateway.open("ann"), gateway.open("bob")
             # Then

@@ -18,6 +18,7 @@ from imcore.errors import (
 )
 from imcore.operations.effects import Effect, SqlQuery
 from imcore.settings import Settings
+from tests.helpers.async_driver import before_effects
 from tests.helpers.deadline import wait_until
 from tests.helpers.gateways import Audience, kill_connections
 from tests.helpers.servers import start_valkey
@@ -163,14 +164,13 @@ def test_a_session_that_needs_an_absent_database_does_not_hold_up_the_others(
     chat.ack("dan", "team")
     push_receipts(chat, sent[0])
     leave_to_sql(chat, sent[1].msgid)
-    answer = chat.performer.perform_one
+    is_away = True
 
-    def away(question: Effect[Any]) -> Any:
-        if isinstance(question, SqlQuery):
+    def away(question: Effect[Any]) -> None:
+        if isinstance(question, SqlQuery) and is_away:
             raise trouble
-        return answer(question)
 
-    monkeypatch.setattr(chat.performer, "perform_one", away)
+    before_effects(chat, monkeypatch, away)
     monkeypatch.setattr("imcore.util.backoff.LONGEST_WAIT_S", 0.2)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
@@ -182,7 +182,7 @@ def test_a_session_that_needs_an_absent_database_does_not_hold_up_the_others(
         assert audience.heard(bob) == []
         assert audience.receipts[ann] == []
         # Then
-        monkeypatch.setattr(chat.performer, "perform_one", answer)
+        is_away = False
         audience.until(lambda: audience.heard(bob) == ["1", "2", "3"])
         audience.until(lambda: [(each.msgid, each.read) for each in audience.receipts[ann]] == [(sent[0].msgid, 1)])
 
@@ -195,22 +195,20 @@ def test_a_database_that_is_silent_is_not_waited_for_all_the_time(
         chat.create_group(gid, ["ann", "bob"])
         leave_to_sql(chat, say(chat, "1", "2", gid=gid)[0].msgid, gid)
     chat.create_group("home", ["ann", "cyd"])
-    answer = chat.performer.perform_one
     sql_queries = []
 
-    def silent(question: Effect[Any]) -> Any:
+    def silent(question: Effect[Any]) -> None:
         if isinstance(question, SqlQuery):
             sql_queries.append(question)
             time.sleep(0.5)
             raise DatabaseUnavailable
-        return answer(question)
 
     monkeypatch.setattr("imcore.util.backoff.LONGEST_WAIT_S", 0.1)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         bob, cyd = (gateway.open(uid) for uid in ("bob", "cyd"))
         with monkeypatch.context() as patch:
-            patch.setattr(chat.performer, "perform_one", silent)
+            before_effects(chat, patch, silent)
             # When
             begun = time.monotonic()
             audience.until(lambda: sql_queries)

@@ -5,17 +5,19 @@ from typing import Any
 
 import pytest
 
+from imcore import SessionStart
 from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.errors import (
     ImError,
+    InvalidInput,
     UnknownUser,
 )
 from imcore.operations import queries, sessions
 from imcore.operations.effects import Effects
 from imcore.streams.keys import Keyspace
-from tests.helpers.gateways import Audience
-from tests.helpers.talk import offset, push_receipts, say
+from tests.helpers.gateways import Audience, kill_connections
+from tests.helpers.talk import leave_to_sql, offset, push_receipts, say
 
 
 def test_a_session_begins_with_unacked_messages_and_continues_live(chat: Chat) -> None:
@@ -96,18 +98,22 @@ def test_a_user_in_no_group_cannot_listen(chat: Chat) -> None:
     assert chat.online(["eve"]) == set()
 
 
-def test_unacked_messages_come_again_whatever_the_client_has(chat: Chat) -> None:
-    # Given a client that was killed after it had kept three messages and acked one of them
+def test_a_client_goes_on_exactly_where_it_says(chat: Chat) -> None:
+    # Given a client that has three messages and has acked one of them
     chat.create_group("team", ["ann", "bob"])
-    sent = say(chat, "1", "2", "3")
+    sent = say(chat, "1", "2", "3", "4")
     chat.ack("bob", "team", sent[0].msgid)
     # When
-    with chat.gateway(ack_interval_s=0.05) as gateway:
+    with chat.gateway(acks="client") as gateway:
         audience = Audience(gateway)
         bob = gateway.open("bob", after={"team": sent[2].msgid, "left long ago": sent[1].msgid})
         # Then
-        audience.until(lambda: audience.heard(bob) == ["2", "3"])
-        audience.until(lambda: offset(chat, "bob") == sent[2].msgid)
+        assert bob.starts == {"team": SessionStart(msgids.pack(sent[2].msgid), msgids.pack(sent[0].msgid), 3)}
+        assert (bob.starts["team"].after, bob.starts["team"].last_ack_msgid) == (sent[2].msgid, sent[0].msgid)
+        audience.until(lambda: audience.heard(bob) == ["4"])
+        audience.settled()
+        assert audience.heard(bob) == ["4"]
+    assert offset(chat, "bob") == sent[0].msgid
 
 
 def test_a_client_behind_another_devices_acks_gets_the_missing_messages(chat: Chat) -> None:
@@ -121,20 +127,72 @@ def test_a_client_behind_another_devices_acks_gets_the_missing_messages(chat: Ch
         audience.until(lambda: audience.heard(bob) == ["2", "3"] and audience.heard(begun) == ["1", "2", "3"])
 
 
-def test_a_resume_point_beyond_all_messages_acks_nothing(chat: Chat) -> None:
-    # Given a client whose resume point is of another server, or of one that has lost its last second since
+def test_a_resume_point_beyond_all_messages_hides_none(chat: Chat) -> None:
+    # Given a client that knows a message that the server does not know, or has lost
     chat.create_group("team", ["ann", "bob"])
     sent = say(chat, "1")
     beyond = msgids.unpack(msgids.pack(sent[0].msgid) + (5000 << msgids.COUNTER_BITS))
-    # When
     with chat.gateway(ack_interval_s=0.02) as gateway:
         audience = Audience(gateway)
+        # When
         bob = gateway.open("bob", after={"team": beyond})
-        # Then
-        audience.until(lambda: audience.heard(bob) == ["1"])
+        # Then it is told where it begins, and gets what comes
+        assert bob.starts["team"].after == sent[0].msgid
         sent += say(chat, "2")
-        audience.until(lambda: audience.heard(bob) == ["1", "2"])
-        audience.until(lambda: offset(chat, "bob") == sent[1].msgid)
+        audience.until(lambda: audience.heard(bob) == ["2"])
+        kill_connections(chat.system.client.driver, "pubsub")
+        sent += say(chat, "3")
+        audience.until(lambda: audience.heard(bob) == ["2", "3"])
+        audience.until(lambda: offset(chat, "bob") == sent[2].msgid)
+
+
+def test_nobody_begins_before_their_join(chat: Chat) -> None:
+    chat.create_group("team", ["ann"])
+    chat.create_group("home", ["ann"])
+    before = say(chat, "1", "2")
+    say(chat, "1", gid="home")
+    for gid in ("team", "home"):
+        chat.add_members(gid, ["bob"])
+    say(chat, "3", "4")
+    say(chat, "2", gid="home")
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob", after={"team": before[0].msgid, "home": "0-0"}, tag="a browser")
+        assert bob.starts["team"].after == before[1].msgid
+        assert bob.tag == "a browser"
+        audience.until(lambda: audience.heard(bob) == ["3", "4"] and audience.heard(bob, "home") == ["2"])
+
+
+def test_a_live_session_begins_with_what_comes_and_knows_what_is_unread(chat: Chat) -> None:
+    # Given groups with nothing, with unread and recalled messages, and one whose offset only SQL knows
+    for gid in ("empty", "old", "team"):
+        chat.create_group(gid, ["ann", "bob"])
+    sent = say(chat, "1", "2", "3", "4")
+    chat.recall("team", sent[2].msgid, by="ann")
+    old = say(chat, "1", "2", gid="old")
+    chat.ack("bob", "old", old[0].msgid)
+    leave_to_sql(chat, old[1].msgid, gid="old")
+    with chat.gateway(acks="off") as gateway:
+        audience = Audience(gateway)
+        # When
+        bob = gateway.open("bob", start="live")
+        # Then
+        assert {gid: start.unread for gid, start in bob.starts.items()} == {"empty": 0, "old": None, "team": 3}
+        assert bob.starts["empty"].after is None
+        assert bob.starts["old"].last_ack_msgid == old[0].msgid
+        audience.settled()
+        assert audience.messages[bob] == []
+        for gid in ("empty", "old", "team"):
+            say(chat, "news", gid=gid)
+            audience.until(lambda gid=gid: audience.heard(bob, gid) == ["news"])
+
+
+@pytest.mark.parametrize("request_", [{"start": "now"}, {"start": None}, {"most": -1}, {"most": "5"}, {"most": True}])
+def test_a_beginning_that_cannot_be_is_refused(chat: Chat, request_: dict[str, Any]) -> None:
+    chat.create_group("team", ["bob"])
+    with chat.gateway() as gateway, pytest.raises(InvalidInput):
+        gateway.open("bob", **request_)
+    assert chat.online(["bob"]) == set()
 
 
 def test_a_device_that_had_a_database_begins_new_groups_where_the_user_joined(chat: Chat) -> None:

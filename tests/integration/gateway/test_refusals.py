@@ -11,8 +11,11 @@ from imcore.chat import Chat
 from imcore.errors import ConfigurationError, DatabaseUnavailable, ImError, RedisFull, RedisRefuses, RedisUnavailable
 from imcore.operations.effects import Effect, SqlQuery
 from imcore.settings import Settings
+from imcore.streams.aio.pubsub import AsyncSubscription
 from imcore.streams.calls.call import Call
 from imcore.streams.pubsub import Subscription
+from imcore.streams.rounds import Steps
+from tests.helpers.async_driver import before_effects
 from tests.helpers.gateways import Audience, Clock, kill_connections
 from tests.helpers.talk import leave_to_sql, offset, push_receipts, say
 
@@ -53,16 +56,25 @@ class Refusing:
         self.error: ImError | None = None
         self.tries = 0
         self._function, self._gids = function, gids
-        self._call_each, self._start = chat.system.client.call_each, chat.system.client.start
+        self._each, self._start = chat.system.client.each, chat.system.client.start
 
-    def call_each(self, batch: Sequence[Call[Any]], **options: Any) -> list[Any]:
+    def each(self, batch: Sequence[Call[Any]], **options: Any) -> Steps[list[Any]]:
         error = self._error_now(batch)
-        return self._answers(batch, error, self._call_each(self._others(batch, error), **options))
+        return self._answers(batch, error, (yield from self._each(self._others(batch, error), **options)))
 
     def start(self, batch: Sequence[Call[Any]]) -> Callable[[], list[Any]]:
         error = self._error_now(batch)
         answers = self._start(self._others(batch, error))
         return lambda: self._answers(batch, error, answers())
+
+    async def start_async(self, batch: Sequence[Call[Any]], start: Callable[..., Any]) -> Callable[[], Any]:
+        error = self._error_now(batch)
+        answers = await start(self._others(batch, error))
+
+        async def finish() -> list[Any]:
+            return self._answers(batch, error, await answers())
+
+        return finish
 
     def _error_now(self, batch: Sequence[Call[Any]]) -> ImError | None:
         self.tries += self.error is not None and any(map(self._concerns, batch))
@@ -81,8 +93,9 @@ class Refusing:
 
 def refusing(chat: Chat, function: str, gids: frozenset[str] = ALL) -> Refusing:
     refuser = Refusing(chat, function, gids)
-    chat.system.client.call_each = refuser.call_each  # type: ignore[assignment, method-assign]
+    chat.system.client.each = refuser.each  # type: ignore[assignment, method-assign]
     chat.system.client.start = refuser.start  # type: ignore[method-assign]
+    chat.start_async = refuser.start_async  # type: ignore[attr-defined]
     return refuser
 
 
@@ -186,16 +199,15 @@ def test_a_database_that_is_away_is_asked_less_and_less_often(
 ) -> None:
     # Given bob, whose missed messages of one group are in SQL only
     leave_to_sql(chat, say(chat, "1", "2")[0].msgid)
-    answer, sql_queries = chat.performer.perform_one, []
+    sql_queries = []
     away = True
 
-    def answer_if_there(question: Effect[Any]) -> Any:
+    def refuse_if_away(question: Effect[Any]) -> None:
         if isinstance(question, SqlQuery) and away:
             sql_queries.append(question)
             raise DatabaseUnavailable("PostgreSQL is away")
-        return answer(question)
 
-    monkeypatch.setattr(chat.performer, "perform_one", answer_if_there)
+    before_effects(chat, monkeypatch, refuse_if_away)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         bob = gateway.open("bob")
@@ -231,6 +243,7 @@ def test_a_subscription_that_does_not_come_about_is_tried_less_and_less_often(
         audience.settled()
         with monkeypatch.context() as patch:
             patch.setattr(Subscription, "__init__" if step == "Listen" else "change", refuse)
+            patch.setattr(AsyncSubscription, "open" if step == "Listen" else "change", refuse)
             gateway._core.subscription_lost(RedisUnavailable("lost"))
             sent = pass_time(audience, clock, other)
         assert 5 <= len(tries) <= MOST_TRIES
@@ -243,13 +256,14 @@ def test_a_subscription_that_is_cut_again_and_again_is_opened_less_and_less_ofte
     chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened = []
-    change = Subscription.change
 
-    def count(self: Subscription, *names: Sequence[str]) -> None:
-        opened.append(self)
-        change(self, *names)
+    for kind in (Subscription, AsyncSubscription):
 
-    monkeypatch.setattr(Subscription, "change", count)
+        def count(self: Any, *names: Sequence[str], change: Callable[..., Any] = kind.change) -> Any:
+            opened.append(self)
+            return change(self, *names)
+
+        monkeypatch.setattr(kind, "change", count)
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         bob = gateway.open("bob")

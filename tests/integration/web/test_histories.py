@@ -4,13 +4,15 @@ once and in order, and each tally is what a plain list of who has shown what giv
 import asyncio
 import random
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.exceptions import WebSocketException
 
-from imcore import Chat
+from imcore import Chat, Message
 from imcore.msgid import pack
 from tests.helpers.deadline import wait_until
 from tests.helpers.servers import RunningServer
@@ -23,8 +25,8 @@ STEPS = 120
 class Person:
     """A client with a database of its own: what it has of each group, what it has shown, and what waits to be sent."""
 
-    def __init__(self, uid: str, url: str) -> None:
-        self.uid, self.url = uid, url
+    def __init__(self, uid: str, url: str, gids: list[str]) -> None:
+        self.uid, self.url, self.gids = uid, url, gids
         self.has: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.shown: dict[str, str] = {}
         self.outbox: list[tuple[str, str, str]] = []
@@ -41,7 +43,7 @@ class Person:
             client = WebClient(self.url, self.uid)
             try:
                 await client.__aenter__()
-                after = {gid: messages[-1]["msgid"] for gid, messages in self.has.items()}
+                after = {gid: self.has[gid][-1]["msgid"] if self.has[gid] else "0-0" for gid in self.gids}
                 await client.connect(after=after)
             except (OSError, AssertionError, TimeoutError, WebSocketException):
                 await asyncio.sleep(0.05)
@@ -68,6 +70,8 @@ class Person:
     def _take(self, client: WebClient) -> None:
         for message in client.notices("message")[self._taken :]:
             self._taken += 1
+            if message["gid"] not in self.gids:  # another test's
+                continue
             messages = self.has[message["gid"]]
             assert not messages or pack(messages[-1]["msgid"]) < pack(message["msgid"]), "a double, or out of order"
             messages.append(message)
@@ -86,6 +90,13 @@ class Person:
             self.sent.append((gid, content))
             self.outbox.pop(0)
 
+    def has_as_many(self, messages: Mapping[str, Sequence[Message]]) -> bool:
+        self.take()
+        return all(len(self.has[gid]) >= len(of) for gid, of in messages.items())
+
+    def has_shown(self, message: Message) -> bool:
+        return message.gid in self.shown and pack(self.shown[message.gid]) >= pack(message.msgid)
+
     async def show(self, chance: random.Random) -> None:
         """Show a message of a group, and say so."""
         self.take()
@@ -98,61 +109,64 @@ class Person:
                     await self._client.notify("ack", gid=gid, msgid=msgid)
 
 
+class Play:
+    """People in two groups, and a server that is killed now and then."""
+
+    def __init__(self, web: WebServer, chat: Chat, gids: list[str], seed: int) -> None:
+        self.web, self.chat, self.gids = web, chat, gids
+        self.chance = random.Random(seed)
+        self.people = [Person(uid, web.url, gids) for uid in UIDS]
+
+    async def step(self, number: int) -> None:
+        person, step = self.chance.choice(self.people), self.chance.random()
+        if step < 0.5:
+            person.outbox.append((self.chance.choice(self.gids), f"{number}", f"{person.uid}-{number}"))
+            await person.flush()
+        elif step < 0.75:
+            await person.show(self.chance)
+        elif step < 0.95:
+            await person.offline()
+        else:
+            self.web.kill()
+            self.web = await asyncio.to_thread(self.web.again)
+
+    async def check(self) -> None:
+        """Compare what everybody has with what the server has stored, and the tallies with what everybody has shown."""
+        messages = {gid: self.chat.history("ann", gid, limit=500).messages for gid in self.gids}
+        for person in self.people:
+            client = await person.online()
+            await client.until(lambda p=person: p.has_as_many(messages))
+            for gid in self.gids:
+                assert [each["msgid"] for each in person.has[gid]] == [each.msgid for each in messages[gid]]
+            said = [each for of in messages.values() for each in of if each.sender_uid == person.uid]
+            assert sorted((each.gid, each.content) for each in said) == sorted(person.sent)
+        for message in [each for of in messages.values() for each in of]:
+            readers = sum(person.has_shown(message) for person in self.people if person.uid != message.sender_uid)
+            tally = partial(self.chat.tally, message.gid, message.msgid)
+            await asyncio.to_thread(wait_until, lambda t=tally, r=readers: t().read == r)
+
+    async def end(self) -> None:
+        for person in self.people:
+            await person.offline()
+        self.web.kill()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_many_clients_miss_nothing_whatever_is_killed(
     tmp_path: Path, redis: RunningServer, chat: Chat, seed: int
 ) -> None:
-    chance = random.Random(seed)
     gids = [f"h{seed}-{number}" for number in range(2)]
     for gid in gids:
         chat.create_group(gid, UIDS)
 
-    async def story(web: WebServer) -> None:
-        # Given
-        people = [Person(uid, web.url) for uid in UIDS]
-        for person in people:
-            await person.online()
-        # When
-        for number in range(STEPS):
-            person = chance.choice(people)
-            step = chance.random()
-            if step < 0.5:
-                person.outbox.append((chance.choice(gids), f"{number}", f"{person.uid}-{number}"))
-                await person.flush()
-            elif step < 0.75:
-                await person.show(chance)
-            elif step < 0.95:
-                await person.offline()
-            else:
-                web.kill()
-                web = await asyncio.to_thread(web.again)
-        # Then each has all, in the one order
-        messages = {gid: chat.history("ann", gid, limit=500).messages for gid in gids}
-        for person in people:
-            await (await person.online()).until(lambda p=person: has_all(p, messages))
-            assert {gid: [each["msgid"] for each in person.has[gid]] for gid in gids} == {
-                gid: [each.msgid for each in of] for gid, of in messages.items()
-            }
-            stored = [(gid, each.content) for gid in gids for each in messages[gid] if each.sender_uid == person.uid]
-            assert sorted(stored) == sorted(person.sent)
-        # And each tally is the number of those who have shown it
-        for gid in gids:
-            for message in messages[gid]:
-                readers = sum(
-                    pack(person.shown[gid]) >= pack(message.msgid)
-                    for person in people
-                    if gid in person.shown and person.uid != message.sender_uid
-                )
-                await asyncio.to_thread(
-                    wait_until, lambda g=gid, m=message, r=readers: chat.tally(g, m.msgid).read == r
-                )
-        for person in people:
-            await person.offline()
-        web.kill()
+    async def story(play: Play) -> None:
+        try:
+            for person in play.people:
+                await person.online()
+            for number in range(STEPS):
+                await play.step(number)
+            await play.check()
+        finally:
+            await play.end()
 
-    def has_all(person: Person, messages: dict[str, Any]) -> bool:
-        person.take()
-        return all(len(person.has[gid]) == len(messages[gid]) for gid in gids)
-
-    with WebServer(tmp_path, redis.url) as web:
-        asyncio.run(story(web))
+    asyncio.run(story(Play(WebServer(tmp_path, redis.url), chat, gids, seed)))

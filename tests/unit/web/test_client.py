@@ -32,7 +32,7 @@ class TestConnecting:
             await setup.ask(socket)
             await setup.push(news(setup, "late"))
             answer, *others = socket.sent
-            assert answer == {"jsonrpc": "2.0", "id": 1, "result": {"uid": "ann", "groups": []}}
+            assert answer == {"jsonrpc": "2.0", "id": 1, "result": {"uid": "ann", "dataset": "data", "groups": []}}
             assert [each["params"]["content"] for each in others] == ["early", "late"]
 
         with_setup(story)
@@ -143,7 +143,7 @@ class TestTokens:
             await setup.ask(socket, request("connect", token=token(ttl_s=1)))
             [answer] = await setup.ask(socket, request("connect", 2, token=token(ttl_s=60)))
             assert answer["result"]["groups"] == [
-                {"gid": "team", "last_ack_msgid": T1, "unread": 1, "after": T1},
+                {"gid": "team", "last_ack_msgid": T1, "last_msgid": T2, "unread": 1, "after": T1},
             ]
             await asyncio.sleep(1.3)
             assert socket.closed is None

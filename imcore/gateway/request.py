@@ -1,0 +1,46 @@
+"""What clients give: where a session begins, and what they have received. No I/O."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, Self, get_args
+
+from imcore.errors import InvalidInput
+from imcore.gateway.fanout import SessionStart
+from imcore.model.limits import check_count, check_msgid, check_name, check_resume_points
+from imcore.streams.calls.group_calls import Position
+
+StartMode = Literal["unread", "live", "join"]
+
+packed_msgid = lru_cache(maxsize=1024)(check_msgid)
+"""`check_msgid`, for one message after the other that many clients receive."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """What `Gateway.open` is asked for, checked; msgids are packed."""
+
+    uid: str
+    start: StartMode
+    after: Mapping[str, int]
+    most: int | None
+    tag: Any
+
+    @classmethod
+    def checked(
+        cls, uid: str, start: StartMode, after: Mapping[str, str] | None, most: int | None = None, tag: Any = None
+    ) -> Self:
+        """Raise InvalidInput for values that `Gateway.open` refuses."""
+        check_name(uid, "uid")
+        if start not in get_args(StartMode):
+            raise InvalidInput(f"start must be one of {', '.join(get_args(StartMode))}; it is {start!r}")
+        if most is not None:
+            check_count(most, "most", lowest=0)
+        return cls(uid, start, check_resume_points(after), most, tag)
+
+    def start_in(self, gid: str, position: Position) -> SessionStart:
+        begins = {"unread": position.acked, "live": position.last, "join": position.joined}
+        begin = begins[self.start]
+        if gid in self.after:  # no message comes from before the join, and none is passed over that is to come
+            begin = min(max(self.after[gid], position.joined), position.last)
+        return SessionStart(begin, position.acked, position.last, position.unread)

@@ -1,0 +1,108 @@
+"""AsyncGateway behind the face of Gateway: the same tests drive both."""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from imcore import AsyncGateway, AsyncListener, Chat, Message, Receipt
+from imcore.operations.async_performer import AsyncPerformer
+from imcore.operations.effects import Effect, StartCalls
+
+
+class _Performer(AsyncPerformer):
+    """Performs effects of the chat of a test, after what the test does before each."""
+
+    def __init__(self, chat: Chat) -> None:
+        super().__init__(chat.system)
+        self._chat = chat
+
+    def perform_now(self, effect: Effect[Any]) -> Any:
+        is_hooked = hasattr(self._chat, "before_effect") or hasattr(self._chat, "start_async")
+        return None if is_hooked else super().perform_now(effect)
+
+    async def perform_one(self, effect: Effect[Any]) -> Any:
+        if before := getattr(self._chat, "before_effect", None):
+            before(effect)
+        if isinstance(effect, StartCalls) and (start := getattr(self._chat, "start_async", None)):
+            return await start(effect.calls, self.client.start)
+        return await super().perform_one(effect)
+
+
+def before_effects(chat: Chat, monkeypatch: pytest.MonkeyPatch, before: Callable[[Effect[Any]], object]) -> None:
+    """Do something before each effect of a chat is performed, by either driver."""
+    perform_one = chat.performer.perform_one
+
+    def hooked(effect: Effect[Any]) -> Any:
+        before(effect)
+        return perform_one(effect)
+
+    monkeypatch.setattr(chat.performer, "perform_one", hooked)
+    monkeypatch.setattr(chat, "before_effect", before, raising=False)
+
+
+class _InLoop:
+    """An object whose coroutines a loop runs to their end, one at a time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, inner: Any) -> None:
+        self._loop, self._inner = loop, inner
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self._inner, name)
+        return self._in_loop(member) if inspect.iscoroutinefunction(member) else member
+
+    def _in_loop(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **options: self._loop.run_until_complete(function(*args, **options))
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._in_loop(self._inner.__aexit__)(kind, *rest)
+
+
+class LoopGateway(_InLoop):
+    def __enter__(self) -> "LoopGateway":
+        return self
+
+
+class LoopListener(_InLoop):
+    def __init__(self, loop: asyncio.AbstractEventLoop, inner: AsyncListener) -> None:
+        super().__init__(loop, inner)
+        self._in_loop(inner.__aenter__)()
+
+    def __enter__(self) -> "LoopListener":
+        return self
+
+    def __iter__(self) -> Iterator[Message | Receipt]:
+        items = aiter(self._inner)
+        while True:
+            yield self._in_loop(items.__anext__)()
+
+
+class AsyncDriver:
+    """An event loop that runs when a test calls, and the asyncio gateways of all its chats."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._performers: dict[int, _Performer] = {}
+
+    def take_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let all chats return gateways and listeners that run in this loop."""
+
+        def gateway(chat: Chat, **options: Any) -> LoopGateway:
+            return LoopGateway(self._loop, self._gateway(chat, options))
+
+        def listen(chat: Chat, uid: str, *, start: Any = "unread", after: Any = None, **options: Any) -> LoopListener:
+            return LoopListener(self._loop, AsyncListener(self._gateway(chat, options), uid, start=start, after=after))
+
+        monkeypatch.setattr(Chat, "gateway", gateway)
+        monkeypatch.setattr(Chat, "listen", listen)
+
+    def _gateway(self, chat: Chat, options: Any) -> AsyncGateway:
+        performer = self._performers.setdefault(id(chat), _Performer(chat))
+        return AsyncGateway(performer, chat.system.settings, **options)
+
+    def close(self) -> None:
+        for performer in self._performers.values():
+            self._loop.run_until_complete(performer.client.close())
+        self._loop.close()
