@@ -64,9 +64,14 @@ class Client:
         if self._is_closed:
             return
         ack = self.hub.known_acks.get(text)
-        if ack and self.session and self._rate.take(ACK_COST):
+        if ack is None or self.session is None:
+            self._received(text)
+        elif self._rate.take(ACK_COST) or not self._rate.is_flooded:
             self.hub.fold(self.session, *ack)
-            return
+        else:
+            self._flooded()
+
+    def _received(self, text: bytes) -> None:
         try:
             request = jsonrpc.parse(text)
         except RpcError as error:
