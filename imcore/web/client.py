@@ -64,8 +64,11 @@ class Client:
         if self._is_closed:
             return
         ack = self.hub.known_acks.get(text)
-        if ack and self.session and self._rate.take(ACK_COST):
-            self.hub.fold(self.session, *ack)
+        if ack and self.session:
+            if self._rate.take(ACK_COST) or not self._rate.is_flooded:
+                self.hub.fold(self.session, *ack)
+            else:
+                self._flooded()
             return
         try:
             request = jsonrpc.parse(text)
