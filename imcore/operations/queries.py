@@ -59,14 +59,15 @@ class MessagesAfter(SqlQuery[list[MessageRow]]):
 
 @dataclass(frozen=True, slots=True)
 class MessagesBefore(SqlQuery[list[MessageRow]]):
-    """The last messages with msgid < before."""
+    """The last messages with msgid < before, without the newest `skip`."""
 
     gid: str
     before: int
     limit: int
+    skip: int = 0
 
     def run(self, database: "Database") -> list[MessageRow]:
-        return database.messages_before(self.gid, self.before, limit=self.limit)
+        return database.messages_before(self.gid, self.before, limit=self.limit, skip=self.skip)
 
 
 Sides = tuple[list[MessageRow], list[MessageRow]]
@@ -182,8 +183,8 @@ def begun(gid: str, pulled: PullResult) -> Effects[PullResult]:
     if left_out is None:
         return pulled
     if left_out.keep is not None:
-        rows = yield from MessagesBefore(gid, pulled.trimmed + 1, left_out.keep + 1)
-        if len(rows) <= left_out.keep or rows[0].msgid <= left_out.after:
+        rows = yield from MessagesBefore(gid, pulled.trimmed + 1, 1, left_out.keep)
+        if not rows or rows[0].msgid <= left_out.after:
             return pulled._replace(left_out=None)
         start = rows[0].msgid
     if left_out.after < pulled.trimmed:

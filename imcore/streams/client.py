@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, Self, TypeVar
 
+from redis import Redis
 from redis.cluster import RedisCluster
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
@@ -42,12 +43,15 @@ class RedisClient:
     once until the first call has returned; thread-safe afterwards.
     """
 
-    def __init__(self, client: Client, *, partitions: int | None = None, url: str = "") -> None:
-        self.driver = client
-        self._execute_command: Callable[..., Any] = client.execute_command
+    def __init__(
+        self, client: Client | Callable[[], RedisCluster], *, partitions: int | None = None, url: str = ""
+    ) -> None:
+        """`client` is a driver's client, or what opens one for a cluster when it is first needed."""
+        self._client = client
         self.address = address(url) if url else "Redis"
-        self.is_cluster = isinstance(client, RedisCluster)
-        self._library = Library(client, self.address)
+        self.is_cluster = not isinstance(client, Redis)
+        self.departures = 0
+        """How often a server turned out to be a primary no more: connections from before may lead to a replica."""
         self._has_functions = False
         self._wanted_partitions = partitions
         self.new_partitions = DEFAULT_PARTITIONS
@@ -56,11 +60,27 @@ class RedisClient:
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
-        """Raise what `open_client` raises."""
-        client = open_client(settings.redis_url, block_ms=settings.block_ms)
+        """Raise ConfigurationError for a wrong URL or option. Nothing is sent yet."""
+        opener: Any = urls.client_opener(settings.redis_url, block_ms=settings.block_ms)
+        client = opener if urls.is_cluster(settings.redis_url) else opener()
         return cls(client, partitions=settings.partitions, url=settings.redis_url)
 
+    @cached_property
+    def driver(self) -> Client:
+        """The driver's client. Raise RedisUnavailable if it is for a cluster of which no node answers."""
+        return self._client() if callable(self._client) else self._client
+
+    @cached_property
+    def _execute_command(self) -> Callable[..., Any]:
+        return self.driver.execute_command
+
+    @cached_property
+    def _library(self) -> Library:
+        return Library(self.driver, self.address)
+
     def close(self) -> None:
+        if callable(self._client) and "driver" not in vars(self):
+            return
         self.driver.close()
         if isinstance(self.driver, RedisCluster):  # which leaves those to its nodes open
             for node in self.driver.get_nodes():
@@ -143,7 +163,7 @@ class RedisClient:
 
     def each(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> Steps[list[T | ImError]]:
         """Return the steps of `call_each`."""
-        if not self.is_prepared:
+        if not self.is_prepared_for(batch):
             yield Run(partial(self.prepare, batch))
         results: list[T | ImError] = []
         for part in batches(batch, CHUNK):
@@ -172,7 +192,7 @@ class RedisClient:
         Call that function exactly once, for it holds a connection. On a cluster the calls are made at once. Raise
         RedisUnavailable if they could not be sent; errors in answers are not raised.
         """
-        if not self.is_prepared:
+        if not self.is_prepared_for(batch):
             self.prepare(batch)
         if self.is_cluster or not 0 < len(batch) <= CHUNK:
             answers = self.call_each(batch)
@@ -283,12 +303,12 @@ class RedisClient:
 
     def _drop_connections(self) -> None:
         """Disconnect from a former primary: its host name may lead to the new one by now."""
+        self.departures += 1
         if not isinstance(self.driver, RedisCluster):
             self.driver.connection_pool.disconnect(inuse_connections=False)
 
-    @property
-    def is_prepared(self) -> bool:
-        return self._fixed and self._has_functions
+    def is_prepared_for(self, batch: Sequence[Call[Any]]) -> bool:
+        return self._has_functions and (self._fixed or not any(call.writes for call in batch))
 
     def prepare(self, batch: Sequence[Call[Any]]) -> None:
         """Require the functions and, before the first write, fix the partition count: two writers might differ."""

@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -19,6 +20,8 @@ from imcore.errors import ConfigurationError
 from imcore.streams.connections import TcpConnection, TlsConnection, UnixConnection
 from imcore.streams.redis_errors import address, driver_errors
 from imcore.streams.url_options import CLUSTER, TCP, TLS, TLS_CLUSTER, UNIX, options_of
+
+Client = redis.Redis | RedisCluster
 
 _CONNECTIONS = {
     TCP: TcpConnection,
@@ -36,13 +39,18 @@ def is_cluster(url: str) -> bool:
     return url.partition("://")[0] in {CLUSTER, TLS_CLUSTER}
 
 
-def open_client(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 1000) -> redis.Redis | RedisCluster:
+def open_client(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 1000) -> Client:
     """Return a driver's client for a Redis URL. Nothing is sent yet, except to a cluster, which is asked for its nodes.
 
     The client itself repeats nothing: only `RedisClient` knows which calls may be repeated. `timeout_s` is how long to
     wait for an answer, unless the URL says so; a timeout in the URL is checked against `block_ms` (IM_BLOCK_MS). Raise
     ConfigurationError for a wrong URL or option, RedisUnavailable if no node of a cluster answers.
     """
+    return client_opener(url, timeout_s=timeout_s, block_ms=block_ms)()
+
+
+def client_opener(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 1000) -> Callable[[], Client]:
+    """Check a URL as `open_client` does, without any I/O on the network; return what opens the client."""
     scheme, where = url.partition("://")[0], address(url)
     try:
         if scheme not in _CONNECTIONS or not url.isprintable():
@@ -55,11 +63,15 @@ def open_client(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 100
     options["connection_class"] = _CONNECTIONS[scheme]
     retry = Retry(NoBackoff(), 0)
     if not is_cluster(url):
-        return redis.Redis.from_url(place, retry=retry, **options)
+        return partial(redis.Redis.from_url, place, retry=retry, **options)
     if options.pop("db", 0):
         raise ConfigurationError(f"{where} names a database number, and a cluster has one database only: leave it out")
-    with driver_errors(url):
-        return RedisCluster.from_url(place, retry=retry, **options)
+
+    def open_cluster() -> RedisCluster:
+        with driver_errors(url):
+            return RedisCluster.from_url(place, retry=retry, **options)
+
+    return open_cluster
 
 
 def _keepalive(scheme: str) -> dict[str, Any]:

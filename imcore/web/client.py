@@ -63,6 +63,13 @@ class Client:
         """Handle a text frame."""
         if self._is_closed:
             return
+        ack = self.hub.known_acks.get(text)
+        if ack and self.session:
+            if self._rate.take(ACK_COST) or not self._rate.is_flooded:
+                self.hub.fold(self.session, *ack)
+            else:
+                self._flooded()
+            return
         try:
             request = jsonrpc.parse(text)
         except RpcError as error:
@@ -73,7 +80,7 @@ class Client:
         if request.is_notification and method is not None and method.is_folded:
             if not self._rate.take(ACK_COST) and self._rate.is_flooded:
                 self._flooded()
-            elif self.hub.folds(request, self):
+            elif self.hub.folds(request, text, self):
                 return
         elif not self._within_limit(1.0, None if request.is_notification else request.id, request.is_notification):
             return

@@ -7,8 +7,12 @@ from imcore.errors import ConfigurationError
 _MODULES = ("cryptography", "httptools", "jwt", "starlette", "uvicorn", "websockets")
 
 
+def missing() -> list[str]:
+    """Return the packages that are not installed."""
+    return [name for name in _MODULES if find_spec(name) is None]
+
+
 def require(what: str) -> None:
     """Raise ConfigurationError if something is missing that `what` needs."""
-    missing = [name for name in _MODULES if find_spec(name) is None]
-    if missing:
-        raise ConfigurationError(f"{what} needs {', '.join(missing)}: pip install 'imcore[web]'")
+    if names := missing():
+        raise ConfigurationError(f"{what} needs {', '.join(names)}: pip install 'imcore[web]'")

@@ -129,7 +129,11 @@ class FrameReader:
                 begin = at + 2 + _MASK_BYTES
                 stop = begin + (data[at + 1] ^ _MASKED)
                 if stop - begin <= _SHORT and stop <= end:
-                    self._text(apply_mask(data[begin:stop], data[begin - _MASK_BYTES : begin]))
+                    payload = apply_mask(data[begin:stop], data[begin - _MASK_BYTES : begin])
+                    if payload.isascii():
+                        self._handler.text(payload)
+                    else:
+                        self._text(payload)
                     at = stop
                     continue
             size = self._size(data, at, end)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from imcore import AsyncGateway, AsyncListener, Chat, Message, Receipt
+from imcore import AsyncChat, AsyncGateway, AsyncListener, Chat, Message, Receipt
 from imcore.operations.async_performer import AsyncPerformer
 from imcore.operations.effects import Effect, StartCalls
+from imcore.settings import Settings
 
 
 class _Performer(AsyncPerformer):
@@ -77,6 +78,20 @@ class LoopListener(_InLoop):
         items = aiter(self._inner)
         while True:
             yield self._in_loop(items.__anext__)()
+
+
+class LoopChat(_InLoop):
+    """An AsyncChat whose loop runs when a test calls. Use it in a `with`."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(asyncio.new_event_loop(), AsyncChat.connect(settings=settings))
+
+    def __enter__(self) -> "LoopChat":
+        return self
+
+    def __exit__(self, *rest: Any) -> None:
+        super().__exit__(*rest)
+        self._loop.close()
 
 
 class AsyncDriver:

@@ -2,8 +2,7 @@
 
 import pytest
 
-from imcore.cli.bench.harness.figures import RoundPlan, Rounds, interleave
-from imcore.cli.bench.scenarios.storm import percentile
+from imcore.cli.bench.harness.figures import RoundPlan, Rounds, interleave, percentile
 
 
 def test_rounds_have_a_median_and_a_spread() -> None:

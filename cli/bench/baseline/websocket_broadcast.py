@@ -7,11 +7,13 @@ else: nothing is stored, and nobody is told who has read.
 import asyncio
 import json
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection, broadcast, serve
+from websockets.exceptions import ConnectionClosed
 
 _numbers = count(1)
 _sockets: set[ServerConnection] = set()
@@ -19,6 +21,12 @@ _acks: dict[str, int] = {}
 
 
 async def _serve(socket: ServerConnection) -> None:
+    with suppress(ConnectionClosed):
+        await _read(socket)
+    _sockets.discard(socket)
+
+
+async def _read(socket: ServerConnection) -> None:
     async for text in socket:
         call = json.loads(text)
         if call["method"] == "ack":

@@ -4,6 +4,7 @@ A shared machine is faster at one moment than at another. So a figure and its ya
 round in the opposite order. A ratio is taken within each round, and then the median.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -134,6 +135,12 @@ class Figure:
         """Whether the aim is reached; None without an aim, or without the ratio that it is for."""
         rounds = self.ratio if self.aim and self.aim.of_ratio else self.rounds
         return self.aim.reached_by(rounds.median) if self.aim and rounds else None
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """Return the sample that `share` (0 to 1) of all do not exceed: nearest rank, so it is one that occurred."""
+    ordered = sorted(samples)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def to_record(figure: Figure) -> Record:

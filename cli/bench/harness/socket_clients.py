@@ -1,8 +1,8 @@
 """Clients on real sockets, in a process of their own: 40 that read and ack, and one that sends.
 
 `python -m imcore.cli.bench.harness.socket_clients PLAN`, a JSON object with the fields of `Plan`. It connects, writes
-"ready", waits for a byte on `go_fd`, lives through the storm, and writes a JSON object with what it has seen. It needs
-nothing of imcore but its protocol.
+READY, waits for a byte on `go_fd`, lives through the storm, and writes a JSON object with what it has measured. It
+needs nothing of imcore but its protocol.
 """
 
 import asyncio
@@ -13,14 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from websockets.client import ClientProtocol
-from websockets.frames import Frame
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.uri import parse_uri
 
+from imcore.cli.bench.harness.figures import percentile
+
+READY = "ready"
 _DEADLINE_S = 300
 
 
@@ -46,7 +49,6 @@ class Seen:
     sent: dict[str, float] = field(default_factory=dict)
     arrived: dict[str, float] = field(default_factory=dict)
     known: dict[str, float] = field(default_factory=dict)
-    pushes: int = 0
     digests: int = 0
 
 
@@ -70,13 +72,13 @@ class Client(asyncio.Protocol):
         for event in self._protocol.events_received():
             if isinstance(event, Response):
                 self.is_open.set_result(None)
-            elif isinstance(event, Frame):
+            elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
                 self._take(bytes(event.data))
         self._write()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         if self._protocol.close_sent is None:
-            sys.exit(f"a socket was closed: {self._protocol.close_rcvd}")
+            _fail(f"a socket was closed: {self._protocol.close_rcvd}")
 
     def call(self, method: str, **params: object) -> None:
         self._ids += 1
@@ -86,16 +88,12 @@ class Client(asyncio.Protocol):
         self._protocol.send_text(text.encode())
         self._write()
 
-    def close(self) -> None:
-        self._protocol.send_close(1000)
-        self._write()
-
     def _take(self, text: bytes) -> None:
         frame = _parsed(text)
         if "method" in frame:
             self._on_told(self, frame["method"], frame["params"])
         elif "error" in frame:
-            sys.exit(f"a call has failed: {frame['error']}")
+            _fail(f"a call has failed: {frame['error']}")
         else:
             self._on_result(frame["result"])
 
@@ -117,6 +115,11 @@ def _ack(gid: str, msgid: str) -> str:
     return json.dumps({"jsonrpc": "2.0", "method": "ack", "params": {"gid": gid, "msgid": msgid}})
 
 
+def _fail(why: str) -> NoReturn:
+    print(why, flush=True)
+    os._exit(1)
+
+
 class Storm:
     """Sends while fewer messages are in flight than allowed. A reader acks every `ack_every`-th message."""
 
@@ -132,10 +135,11 @@ class Storm:
 
     async def connect(self) -> None:
         loop, place = asyncio.get_running_loop(), urlsplit(self._plan.url)
+        host, port = place.hostname or "", place.port or 0
         clients: list[Client] = []
         for token in self._plan.tokens:
             _, client = await loop.create_connection(
-                lambda: Client(self._plan.url, self._told, self._answered), place.hostname, place.port
+                lambda: Client(self._plan.url, self._told, self._answered), host, port
             )
             await client.is_open
             client.call("connect", token=token, start="live")
@@ -176,7 +180,6 @@ class Storm:
     def _message(self, client: Client, message: Any) -> None:
         gid, msgid, seen = message["gid"], message["msgid"], self.seen
         client.received += 1
-        seen.pushes += 1
         if client.received % self._plan.ack_every == 0:
             client.notify(_ack(gid, msgid))
         missing = self._missing.get(msgid, self._readers) - 1
@@ -198,21 +201,22 @@ class Storm:
 
 
 async def _run(plan: Plan) -> None:
-    storm = Storm(plan)
+    loop, storm = asyncio.get_running_loop(), Storm(plan)
     await storm.connect()
-    print("ready", flush=True)
-    await asyncio.to_thread(os.read, plan.go_fd, 1)
+    print(READY, flush=True)
+    await loop.run_in_executor(None, os.read, plan.go_fd, 1)
     seconds = await storm.run()
     seen = storm.seen
-    result = {
-        "seconds": seconds,
-        "pushes": seen.pushes,
-        "digests": seen.digests,
-        "delivery_ms": [(seen.arrived[msgid] - at) * 1000 for msgid, at in seen.sent.items()],
-        "receipt_ms": [(at - seen.arrived[msgid]) * 1000 for msgid, at in seen.known.items()],
+    samples = {
+        "delivery": [(seen.arrived[msgid] - at) * 1000 for msgid, at in seen.sent.items()],
+        "receipt": [(at - seen.arrived[msgid]) * 1000 for msgid, at in seen.known.items()],
     }
-    print(json.dumps(result), flush=True)
-    os._exit(0)  # the sockets are not used again
+    measured = {"cycles": plan.messages / seconds, "digests": seen.digests / plan.messages}
+    for name, ms in samples.items():
+        if ms:
+            measured |= {f"{name} p50": percentile(ms, 0.5), f"{name} p99": percentile(ms, 0.99)}
+    print(json.dumps(measured), flush=True)
+    await loop.create_future()  # until it is ended
 
 
 def main(arguments: Sequence[str]) -> None:

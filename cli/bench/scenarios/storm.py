@@ -4,7 +4,6 @@ A cycle: a message is sent, received by all 40, acked by all 40, and the sender 
 the default window.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,17 @@ from typing import Any
 
 from imcore.cli.bench.baseline.naive_design import NaiveDesign, open_naive, play
 from imcore.cli.bench.harness import cpu
-from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Rounds, Yardstick, interleave
+from imcore.cli.bench.harness.figures import (
+    Aim,
+    Figure,
+    Measured,
+    Progress,
+    RoundPlan,
+    Rounds,
+    Yardstick,
+    interleave,
+    percentile,
+)
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
 from imcore.cli.bench.harness.sessions import DEADLINE_S, ONLINE, SessionCounts, SessionPool, open_sessions
 from imcore.cli.bench.harness.traffic import TEXT, count_acks, count_rows
@@ -261,12 +270,6 @@ def _latency_turn(pool: SessionPool, messages: int) -> Measured:
 
 def _shares(samples: Sequence[float], prefix: str = "") -> Measured:
     return {f"{prefix}p50": median(samples), f"{prefix}p99": percentile(samples, 0.99)}
-
-
-def percentile(samples: Sequence[float], share: float) -> float:
-    """Return the sample that `share` (0 to 1) of all do not exceed: nearest rank, so it is one that occurred."""
-    ordered = sorted(samples)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 @contextmanager

@@ -21,6 +21,9 @@ from imcore.util.steps import perform_async
 from imcore.util.threads import in_thread
 
 T = TypeVar("T")
+_SINGLE = ""
+"""The name of a server that is no node of a cluster."""
+
 AsyncAnswers = Callable[[], Awaitable[list[T | ImError]]]
 """Awaits the answers of calls in flight; a call that failed has its error in its place."""
 
@@ -36,6 +39,7 @@ class AsyncRedisClient:
         self.client = client
         self._pipelines: dict[str, Pipeline] = {}
         self._openings: dict[str, asyncio.Task[Pipeline]] = {}
+        self._departures = client.departures
         self._lock = Lock()
         """The synchronous client is for one thread until it has its functions."""
 
@@ -55,16 +59,16 @@ class AsyncRedisClient:
 
     def start_now(self, batch: Sequence[Call[T]]) -> AsyncAnswers[T] | None:
         """Do as `start` does, if that needs no waiting; else return None."""
-        driver, pipeline = self.client.driver, self._pipelines.get("")
-        if isinstance(driver, RedisCluster) or pipeline is None or not pipeline.is_usable:
+        pipeline = self._pipelines.get(_SINGLE)
+        if pipeline is None or not pipeline.is_usable:
             return None
-        if not self.client.is_prepared or not 0 < len(batch) <= CHUNK:
+        if not self.client.is_prepared_for(batch) or not 0 < len(batch) <= CHUNK:
             return None
         return partial(self._finish, batch, pipeline.send(list(map(command_of, batch))))
 
     async def start(self, batch: Sequence[Call[T]]) -> AsyncAnswers[T]:
         """Do as `RedisClient.start` does. The answers may be dropped."""
-        if not self.client.is_prepared:
+        if not self.client.is_prepared_for(batch):
             await self.in_turn(partial(self.client.prepare, batch))
         driver = self.client.driver
         if isinstance(driver, RedisCluster) or not 0 < len(batch) <= CHUNK:
@@ -96,9 +100,14 @@ class AsyncRedisClient:
             with self._lock:
                 return function()
 
-        return await in_thread(run)
+        try:
+            return await in_thread(run)
+        finally:
+            if self._departures != self.client.departures and not self.client.is_cluster:
+                self._departures = self.client.departures
+                self._leave()
 
-    def drop_connections(self) -> None:
+    def _leave(self) -> None:
         """Open new connections for what is called from now on."""
         for pipeline in self._pipelines.values():
             pipeline.retire()
@@ -153,7 +162,7 @@ class AsyncRedisClient:
     def _name_of(self, server: redis.Redis) -> str:
         """Return the host and port of a cluster's node."""
         if not self.client.is_cluster:
-            return ""
+            return _SINGLE
         place = server.connection_pool.connection_kwargs
         return f"{place.get('host')}:{place.get('port')}"
 

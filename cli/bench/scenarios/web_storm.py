@@ -1,0 +1,215 @@
+"""The storm over real sockets: 40 of 200 members read and ack each message that another one sends.
+
+The server is a process, and so are its clients together, whose CPU is not counted. The yardstick is the least that a
+server of sockets does, with the same clients. Where it passes a message on and counts the acks, ours also stores them,
+keeps everybody's position, and tells the sender who has read.
+"""
+
+import json
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING
+
+from imcore.cli.bench.harness import cpu
+from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Rounds, Yardstick, interleave
+from imcore.cli.bench.harness.servers import BenchServers, RunningServers
+from imcore.cli.bench.harness.sessions import IN_FLIGHT, MEMBERS, ONLINE
+from imcore.cli.bench.harness.traffic import TEXT
+from imcore.cli.bench.scenarios.storm import CPU, WINDOW_MS, cpu_figures, cpu_spent
+from imcore.cli.sandbox import Processes
+from imcore.errors import ImError
+from imcore.web import extra
+
+if TYPE_CHECKING:
+    from imcore.cli.bench.harness.socket_clients import Plan
+
+_LONGEST_S = 300
+_SPEED = "over sockets"
+
+_SERVE, _APPLICATION, _BARE = "im serve", "the ASGI application", "websockets' broadcast"
+_NO_LIMIT = {"IM_WEB_CALLS_PER_S": "1000000", "IM_WEB_CALLS_BURST": "1000000"}
+
+_AIMS_US = {(_SERVE, 1): 1000, (_SERVE, 10): 500, (_APPLICATION, 1): 1600, (_APPLICATION, 10): 700}
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """A server process."""
+
+    name: str
+    port: int
+    pid: int
+
+
+def run_web(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
+    """Measure `im serve` and the ASGI application on uvicorn, and the yardstick in the same rounds."""
+    extra.require("im bench storm --web")
+    servers = servers.using(servers.tables(), receipt_window_ms=WINDOW_MS)
+    key = secrets.token_hex(32)
+    gids = (f"{servers.name}-web-{number}" for number in count())
+    with ExitStack() as things:
+        running = things.enter_context(servers.running("persist", "receipts"))
+        environment = {**servers.environment(), "IM_WEB_KEY": key, **_NO_LIMIT}
+        processes = things.enter_context(Processes(environment, "the server"))
+        contestants = {
+            _subject(server.name, ack_every): partial(_turn, running, server, key, gids, ack_every, messages)
+            for server in _start(processes)
+            for ack_every, messages in _sizes(plan)
+        }
+        rounds = interleave(contestants, plan, progress)
+    return [
+        figure
+        for name in (_SERVE, _APPLICATION, _BARE)
+        for ack_every, _ in _sizes(plan)
+        for figure in _figures(name, ack_every, rounds)
+    ]
+
+
+def _subject(name: str, ack_every: int) -> str:
+    return f"{name}, {'acks per message' if ack_every == 1 else f'acks of {ack_every}'}"
+
+
+def _sizes(plan: RoundPlan) -> Sequence[tuple[int, int]]:
+    """Return how often clients ack, and how many messages are sent then."""
+    return (1, plan.size(4000, 1000)), (10, plan.size(10_000, 2000))
+
+
+def _start(processes: Processes) -> list[_Server]:
+    uvicorn = ("uvicorn", "--factory", "imcore.web:app", "--no-access-log", "--log-level", "warning")
+    commands = {
+        _SERVE: ("imcore.web", "--port"),
+        _APPLICATION: (*uvicorn, "--ws", "websockets-sansio", "--ws-per-message-deflate", "0", "--port"),
+        _BARE: ("imcore.cli.bench.baseline.websocket_broadcast",),
+    }
+    ports = dict(zip(commands, _free_ports(len(commands)), strict=True))
+    for name, arguments in commands.items():
+        command = [sys.executable, "-P", "-m", *arguments, str(ports[name])]
+        processes.start(name, command, processes.environment)
+    for name, port in ports.items():
+        processes.wait(partial(_accepts, port), f"{name} listens on port {port}")
+    return [_Server(name, ports[name], processes.pids[name]) for name in commands]
+
+
+def _free_ports(number: int) -> list[int]:
+    with ExitStack() as things:
+        bound = [things.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        return [each.getsockname()[1] for each in bound]
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _turn(
+    running: RunningServers, server: _Server, key: str, gids: Iterator[str], ack_every: int, messages: int
+) -> Measured:
+    gid = next(gids)
+    uids = [f"{gid}-{number}" for number in range(MEMBERS)]
+    running.chat.create_group(gid, uids)
+    clocks: dict[str, Callable[[], float]] = {server.name: partial(cpu.tree_seconds, server.pid)}
+    if server.name != _BARE:
+        others = running.clocks()
+        clocks |= {name: others[name] for name in others if name != cpu.HERE}
+    from imcore.cli.bench.harness.socket_clients import READY, Plan  # noqa: PLC0415 (of the extra, which may be missing)
+
+    with ExitStack() as things:
+        reading, going = os.pipe()
+        things.callback(os.close, going)
+        plan = Plan(
+            url=f"ws://127.0.0.1:{server.port}/ws",
+            gid=gid,
+            tokens=_tokens(key, uids[: ONLINE + 1]),
+            messages=messages,
+            ack_every=ack_every,
+            in_flight=IN_FLIGHT,
+            text=TEXT,
+            go_fd=reading,
+            is_bare=server.name == _BARE,
+        )
+        clients = _start_clients(things, running, plan)
+        clients.wait(READY)
+        running.wait_until_stored()
+        began = cpu.read(clocks)
+        os.write(going, b"\n")
+        seen: dict[str, float] = json.loads(clients.wait("{"))
+        running.wait_until_stored()
+        return seen | cpu_spent(began, clocks, messages)
+
+
+class _Clients:
+    """The process of the clients."""
+
+    def __init__(self, processes: Processes, lines: list[str]) -> None:
+        self._processes, self._lines = processes, lines
+
+    def wait(self, beginning: str) -> str:
+        """Wait for a line that begins like this; return it. Raise ImError if it does not come."""
+
+        def found() -> str:
+            return next((line for line in self._lines if line.startswith(beginning)), "")
+
+        try:
+            self._processes.wait(lambda: bool(found()), f"the clients write {beginning!r}", timeout_s=_LONGEST_S)
+        except ImError as error:
+            raise ImError("; ".join([str(error), *self._lines[-1:]])) from error
+        return found()
+
+
+def _start_clients(things: ExitStack, running: RunningServers, plan: "Plan") -> _Clients:
+    lines: list[str] = []
+    environment = running.servers.environment()
+    processes = Processes(environment, "the process of the", lambda _, line: lines.append(line))
+    things.enter_context(processes)
+    command = [sys.executable, "-P", "-m", "imcore.cli.bench.harness.socket_clients", json.dumps(asdict(plan))]
+    processes.start("clients", command, environment, pass_fds=(plan.go_fd,))
+    os.close(plan.go_fd)
+    return _Clients(processes, lines)
+
+
+def _tokens(key: str, uids: Sequence[str]) -> list[str]:
+    from imcore.web.auth import Tokens  # noqa: PLC0415 (of the extra, which may be missing)
+    from imcore.web.settings import WebSettings  # noqa: PLC0415 (as above)
+
+    tokens = Tokens(WebSettings(key=key))
+    return [tokens.issue(uid, 3600) for uid in uids]
+
+
+_MEASURES = {
+    "cycles": ("cycles", "1/s"),
+    "delivery p50": ("send to last of 40, p50", "ms"),
+    "delivery p99": ("send to last of 40, p99", "ms"),
+    "receipt p50": ("from there to 40/199, p50", "ms"),
+    "receipt p99": ("from there to 40/199, p99", "ms"),
+    "digests": ("receipt frames, per message", ""),
+}
+
+
+def _figures(name: str, ack_every: int, rounds: Mapping[str, Mapping[str, Rounds]]) -> Iterator[Figure]:
+    subject, is_bare = _subject(name, ack_every), name == _BARE
+    own, bare = rounds[subject], rounds[_subject(_BARE, ack_every)]
+    for key, (what, unit) in _MEASURES.items():
+        if key in own:
+            yield Figure(
+                bench="storm",
+                subject=subject,
+                what=what,
+                unit=unit,
+                table=_SPEED,
+                charted=key == "cycles",
+                rounds=own[key],
+                yardstick=None if is_bare or key not in bare else Yardstick(_BARE, bare[key]),
+            )
+    yardstick = None if is_bare else Yardstick(_BARE, bare[f"{CPU}: {cpu.ALL}"])
+    aim = None if is_bare else Aim("<=", _AIMS_US[name, ack_every], of_ratio=False)
+    yield from cpu_figures("storm", subject, own, yardstick, aim)
