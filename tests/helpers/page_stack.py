@@ -25,7 +25,7 @@ class PageStack:
                 worker = WorkerProcess(folder / "workers", name, **given, **options)
                 starting.enter_context(worker).wait_for("working as")
             self.gateway = WebServer(folder / "web", server.url, data_dir=str(folder))
-            starting.callback(lambda: self.gateway.kill())
+            starting.callback(self._kill_gateway)
             self._running = starting.pop_all()
 
     @property
@@ -47,6 +47,9 @@ class PageStack:
     def offset(self, gid: str, uid: str) -> str | None:
         """Return up to which message a member has read."""
         return self.chat.member(gid, uid).last_ack_msgid
+
+    def _kill_gateway(self) -> None:
+        self.gateway.kill()
 
     def close(self) -> None:
         self._running.close()

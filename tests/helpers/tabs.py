@@ -8,11 +8,12 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator
 
 from tests.helpers import apt
 from tests.helpers.deadline import wait_until
+from tests.helpers.page_stack import PageStack
 
-_ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+_ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
 _TIMEOUT_MS = 30_000
 
 _SET_VISIBILITY = """state => {
@@ -141,3 +142,35 @@ class Tab:
             return (self.page.locator("#older").text_content() or "").startswith("This is the beginning")
 
         wait_until(is_there)
+
+
+class People:
+    """Users and a group of them that no other test has. Each user has a browser profile of their own."""
+
+    def __init__(self, stack: PageStack, browser: Browser, number: int) -> None:
+        self.ann, self.bob, self.cat = (f"{name}{number}" for name in ("ann", "bob", "cat"))
+        self.gid = f"team{number}"
+        self.tabs: list[Tab] = []
+        self._stack, self._browser = stack, browser
+        self._contexts: dict[str, Any] = {}
+        stack.chat.create_group(self.gid, [self.ann, self.bob])
+
+    def tab(self, uid: str, **options: Any) -> Tab:
+        """Open the page in a new tab. The tabs of a user share what the browser keeps."""
+        if uid not in self._contexts:
+            self._contexts[uid] = self._browser.new_context(**{"locale": "en-GB", "timezone_id": "UTC", **options})
+        tab = Tab(self._contexts[uid].new_page())
+        self.tabs.append(tab)
+        return tab
+
+    def online(self, uid: str, **options: Any) -> Tab:
+        """Open the page in a new tab, and wait until the user is online."""
+        return self.tab(uid, **options).load(self._stack.link(uid))
+
+    def say(self, uid: str, *texts: str) -> list[str]:
+        """Let a user say something on another device; return the msgids."""
+        return [self._stack.chat.send(self.gid, text, sender_uid=uid).msgid for text in texts]
+
+    def close(self) -> None:
+        for context in self._contexts.values():
+            context.close()

@@ -139,7 +139,8 @@ class LocalDatabase {
     return this.#transaction(['messages', 'groups', 'outbox'], 'readwrite', async (kept, groups, outbox) => {
       for (const message of messages) {
         await this.#merge(kept, { ...message, gid, at: message.at ?? pack(message.msgid) });
-        if (message.recalls) await this.#merge(kept, { gid, at: pack(message.recalls), msgid: message.recalls, recalled: true });
+        if (message.recalls)
+          await this.#merge(kept, { gid, at: pack(message.recalls), msgid: message.recalls, recalled: true });
         if (message.client_msgid && message.sender_uid === uid) outbox.delete(message.client_msgid);
       }
       if (low <= high) await this.#change(groups, gid, ({ ranges }) => ({ ranges: withRange(ranges, low, high) }));
@@ -172,7 +173,9 @@ class LocalDatabase {
 
   /** The newest position that is here. */
   async end(gid) {
-    return this.#transaction(['groups'], 'readonly', async (groups) => highest((await answer(groups.get(gid)))?.ranges ?? []));
+    return this.#transaction(['groups'], 'readonly', async (groups) =>
+      highest((await answer(groups.get(gid)))?.ranges ?? []),
+    );
   }
 
   /** Messages before (or after) a position that follow on it without a hole, and how far they reach. */
@@ -249,6 +252,8 @@ const SILENCE_MS = 25_000; // then the server is asked something, and has CALL_T
 const ACK_FOLD_MS = 200;
 const MOST = 100; // of what was missed the server hands over so many messages of a group, and names the gap before them
 const PAGE = 40;
+const [LOST, UNAUTHORIZED, TOO_MANY] = [1006, 4401, 4429]; // codes with which a socket closes
+const INTERNAL_ERROR = -32603; // of JSON-RPC: the server is to blame, and may be mended
 const REPEATED_MS = 20 * 3600_000; // the server knows a repeated client_msgid for 24 hours
 
 /** A call that failed. `error` is a name of `imcore.errors`; `retry` says whether trying again can help. */
@@ -263,7 +268,9 @@ export class CallError extends Error {
 /** What a token says. The server checks it; here it only tells whose database to open. */
 export function claimsOf(token) {
   try {
-    const bytes = Uint8Array.from(atob(token.split('.')[1].replace(/-/g, '+').replace(/_/g, '/')), (c) => c.charCodeAt(0));
+    const bytes = Uint8Array.from(atob(token.split('.')[1].replace(/-/g, '+').replace(/_/g, '/')), (c) =>
+      c.charCodeAt(0),
+    );
     const claims = JSON.parse(new TextDecoder().decode(bytes));
     return typeof claims.sub === 'string' ? claims : null;
   } catch {
@@ -273,7 +280,8 @@ export function claimsOf(token) {
 
 const byCodePoint = (one, other) => {
   const [a, b] = [[...one], [...other]];
-  for (let i = 0; i < Math.min(a.length, b.length); i++) if (a[i] !== b[i]) return a[i].codePointAt(0) - b[i].codePointAt(0);
+  for (let i = 0; i < Math.min(a.length, b.length); i++)
+    if (a[i] !== b[i]) return a[i].codePointAt(0) - b[i].codePointAt(0);
   return a.length - b.length;
 };
 
@@ -314,6 +322,7 @@ function alone(name, work) {
  *   changed {gid, ats}        a tally has changed, or a message was recalled
  *   outbox {gid}              a message was queued, sent, refused or discarded
  *   expiring {seconds}        the token ends soon: `setToken`
+ *   reset {}                  the server has other data now: what was kept here is gone, but for the outbox
  */
 export class ImClient extends EventTarget {
   #base;
@@ -366,7 +375,7 @@ export class ImClient extends EventTarget {
     this.#closing.abort();
     clearTimeout(this.#timer);
     this.#sendAcks();
-    this.#lost(this.#connection, 1000);
+    this.#lost(this.#connection, LOST);
     clearTimeout(this.#timer);
     this.#channel.close();
     this.#local.close();
@@ -393,7 +402,13 @@ export class ImClient extends EventTarget {
     // By group, `live`: up to where the server has handed it over on this connection, or named what it left out; `newest`:
     // its newest message when this connection began. What is between them comes.
     const connection = {
-      socket, calls: new Map(), live: new Map(), newest: new Map(), heardAt: Date.now(), id: null, asked: new Set(),
+      socket,
+      calls: new Map(),
+      live: new Map(),
+      newest: new Map(),
+      heardAt: Date.now(),
+      id: null,
+      asked: new Set(),
     };
     this.#connection = connection;
     socket.onopen = () => this.#introduce(connection);
@@ -409,23 +424,22 @@ export class ImClient extends EventTarget {
 
   /** Go on with another token of the same user. */
   async setToken(token) {
-    if (claimsOf(token)?.sub !== this.uid) throw new CallError('this token is for somebody else', { error: 'InvalidInput', retry: false });
+    if (claimsOf(token)?.sub !== this.uid) throw new Error('this token is for somebody else');
+    if (this.state === 'online') await this.call('connect', { token }); // the session goes on
     this.#token = token;
-    if (this.state === 'online') return this.call('connect', { token });
-    this.#lost(this.#connection, 1000);
+    if (this.state === 'online') return;
+    this.#lost(this.#connection, LOST);
     this.#setState('connecting');
-    return this.#connect();
+    this.#connect();
   }
 
   async #introduce(connection) {
-    const after = {};
-    for (const { gid, ranges, left } of await this.#local.groups()) if (!left && highest(ranges)) after[gid] = unpack(highest(ranges));
+    const groups = (await this.#local.groups()).filter(({ ranges, left }) => !left && ranges.length);
+    const after = Object.fromEntries(groups.map(({ gid, ranges }) => [gid, unpack(highest(ranges))]));
     if (connection !== this.#connection) return;
     connection.id = this.#nextId;
-    this.#call(connection, 'connect', { token: this.#token, after, most: MOST }).catch((error) => {
-      if (!error.retry && connection === this.#connection) this.#lost(connection, 4401);
-      else if (error.error !== 'Offline') connection.socket.close();
-    });
+    const connected = this.#call(connection, 'connect', { token: this.#token, after, most: MOST });
+    connected.catch(({ error }) => this.#lost(connection, error === 'NotAuthenticated' ? UNAUTHORIZED : LOST));
   }
 
   #lost(connection, code) {
@@ -437,10 +451,10 @@ export class ImClient extends EventTarget {
       clearTimeout(timer);
       reject(new CallError('the connection was lost'));
     }
-    if (code === 4401) return this.#setState('unauthorized');
+    if (code === UNAUTHORIZED) return this.#setState('unauthorized');
     this.#setState('offline');
-    // Twice as long each time, and never all clients at the same moment. 4429: too many, so there is no hurry.
-    const longest = Math.min(15_000, (code === 4429 ? 5000 : 300) * 2 ** this.#attempts++);
+    // Twice as long each time, and never all clients at the same moment. Where there are too many, there is no hurry.
+    const longest = Math.min(15_000, (code === TOO_MANY ? 5000 : 300) * 2 ** this.#attempts++);
     this.#timer = setTimeout(() => this.#connect(), longest * (0.5 + Math.random() / 2));
   }
 
@@ -448,9 +462,9 @@ export class ImClient extends EventTarget {
   // after a silence. Its answer also brings the counts that other devices of this user have changed.
   #heartbeat() {
     const silence = Date.now() - (this.#connection?.heardAt ?? Infinity);
-    if (silence > SILENCE_MS + CALL_TIMEOUT_MS) this.#lost(this.#connection, 1006);
+    if (silence > SILENCE_MS + CALL_TIMEOUT_MS) this.#lost(this.#connection, LOST);
     else if (silence > SILENCE_MS && this.state === 'online') this.#check(CALL_TIMEOUT_MS);
-    else if (silence > CALL_TIMEOUT_MS && this.state !== 'online') this.#lost(this.#connection, 1006);
+    else if (silence > CALL_TIMEOUT_MS && this.state !== 'online') this.#lost(this.#connection, LOST);
   }
 
   #check(timeoutMs) {
@@ -458,7 +472,7 @@ export class ImClient extends EventTarget {
     if (!connection) return;
     const asked = Date.now();
     if (this.state === 'online') this.#askUnread();
-    setTimeout(() => connection.heardAt < asked && this.#lost(connection, 1006), timeoutMs);
+    setTimeout(() => connection.heardAt < asked && this.#lost(connection, LOST), timeoutMs);
   }
 
   #visibilityChanged() {
@@ -499,7 +513,8 @@ export class ImClient extends EventTarget {
     connection.calls.delete(frame.id);
     clearTimeout(call?.timer);
     if (frame.error) {
-      call?.reject(new CallError(frame.error.message, { error: `${frame.error.code}`, retry: frame.error.code === -32603, ...frame.error.data }));
+      const { code, message, data } = frame.error;
+      call?.reject(new CallError(message, { error: `${code}`, retry: code === INTERNAL_ERROR, ...data }));
     } else {
       // Notifications follow this answer and build on it: it waits its turn in the same queue.
       if (frame.id === connection.id) this.#queueFrame(connection, { method: 'connected', params: frame.result });
@@ -521,14 +536,19 @@ export class ImClient extends EventTarget {
         // What waits of one group is kept in one transaction: a thousand missed messages are a few.
         while (method === 'message' && this.#continues(this.#inbox[count], connection, params.gid)) count++;
         const frames = this.#inbox.splice(0, count);
-        if (method === 'message') await this.#addMessages(connection, params.gid, frames.map((frame) => frame.params));
+        if (method === 'message')
+          await this.#addMessages(
+            connection,
+            params.gid,
+            frames.map((frame) => frame.params),
+          );
         else await this.#handle(connection, method, params);
       }
     } catch (error) {
       // Nothing was noted as received: the next connection begins before it.
       console.warn('imcore: a notification was not handled; connecting again', error);
       this.#inbox.length = 0;
-      this.#lost(this.#connection, 1006);
+      this.#lost(this.#connection, LOST);
     } finally {
       this.#pumping = false;
     }
@@ -540,7 +560,8 @@ export class ImClient extends EventTarget {
 
   async #handle(connection, method, params) {
     if (method === 'connected') await this.#connected(connection, params);
-    else if (method === 'gap') connection.live.set(params.gid, pack(params.to_msgid)); // left out: history has it
+    else if (method === 'gap')
+      connection.live.set(params.gid, pack(params.to_msgid)); // left out: history has it
     else if (method === 'receipts') await this.#addReceipts(params.receipts);
     else if (method === 'position') this.#acked(params.gid, pack(params.last_ack_msgid));
     else if (method === 'joined') await this.#joined(connection, params.gid);
@@ -549,7 +570,10 @@ export class ImClient extends EventTarget {
   }
 
   async #connected(connection, { groups, dataset }) {
-    if (dataset && (await this.#local.bind(dataset))) await this.#loadGroups();
+    if (dataset && (await this.#local.bind(dataset))) {
+      await this.#loadGroups();
+      this.#tell('reset');
+    }
     const gids = new Set(groups.map(({ gid }) => gid));
     for (const gid of this.#groups.keys()) if (!gids.has(gid)) await this.#left(gid);
     for (const { gid, last_ack_msgid, last_msgid, unread, after } of groups) {
@@ -558,8 +582,10 @@ export class ImClient extends EventTarget {
       connection.newest.set(gid, pack(last_msgid));
       if (group.left) await this.#local.note(gid, () => ({ left: false }));
       Object.assign(group, { left: false, unread });
-      if (group.acked > pack(last_ack_msgid)) this.#unsentAcks.add(gid); // shown while offline
-      else group.acked = pack(last_ack_msgid);
+      const acked = pack(last_ack_msgid);
+      if (group.acked > acked) this.#unsentAcks.add(gid); // shown while offline
+      if (group.acked < acked) await this.#local.note(gid, () => ({ acked }));
+      group.acked = Math.max(group.acked, acked);
     }
     if (connection !== this.#connection) return;
     this.#attempts = 0;
@@ -587,11 +613,15 @@ export class ImClient extends EventTarget {
 
   async #addReceipts(receipts) {
     for (const [gid, tallies] of byGid(receipts)) await this.#addTallies(gid, tallies);
-    this.#notify('confirm_receipts', { receipts: receipts.map(({ gid, msgid, read, unread, version }) => ({ gid, msgid, read, unread, version })) });
+    this.#notify('confirm_receipts', { receipts });
   }
 
   async #addTallies(gid, tallies) {
-    await this.#local.keep(gid, tallies.map(({ msgid, read, unread }) => ({ msgid, read, unread })), this.uid);
+    await this.#local.keep(
+      gid,
+      tallies.map(({ msgid, read, unread }) => ({ msgid, read, unread })),
+      this.uid,
+    );
     this.#tell('changed', { gid, ats: tallies.map(({ msgid }) => pack(msgid)) });
   }
 
@@ -638,7 +668,9 @@ export class ImClient extends EventTarget {
   /** The groups of the user, by latest activity: [{gid, unread, acked, last: message or null, left}]. */
   groups() {
     const latest = ({ last, acked }) => last?.at ?? acked;
-    return [...this.#groups.values()].filter(({ left }) => !left).sort((one, other) => latest(other) - latest(one) || (one.gid < other.gid ? -1 : 1));
+    return [...this.#groups.values()]
+      .filter(({ left }) => !left)
+      .sort((one, other) => latest(other) - latest(one) || (one.gid < other.gid ? -1 : 1));
   }
 
   group(gid) {
@@ -735,7 +767,13 @@ export class ImClient extends EventTarget {
       const history = await this.#history(gid, { after: unpack(Math.max(high, 1)), limit });
       if (!history) return { ...found, missing: true };
       const last = history.messages.length ? pack(history.messages.at(-1).msgid) : 0;
-      await this.#local.keep(gid, history.messages, this.uid, high + 1, history.newer && last ? last : Math.max(last, end));
+      await this.#local.keep(
+        gid,
+        history.messages,
+        this.uid,
+        high + 1,
+        history.newer && last ? last : Math.max(last, end),
+      );
     }
   }
 
@@ -744,12 +782,14 @@ export class ImClient extends EventTarget {
     let end = await this.#local.end(gid);
     if (!end || end < newest) {
       const history = await this.#history(gid, { limit });
+      if (!history && !end) return { messages: [], low: 1, high: 0, older: true, newer: false, missing: true };
       if (history) {
         const ats = history.messages.map(({ msgid }) => pack(msgid));
         const low = history.older && ats.length ? ats[0] : 1;
         end = Math.max(newest, ats.at(-1) ?? 0);
         await this.#local.keep(gid, history.messages, this.uid, low, end);
-        this.#group(gid).last ??= await this.#local.last(gid);
+        const group = this.#groups.get(gid);
+        if (group) group.last ??= await this.#local.last(gid);
       }
     }
     return { ...(await this.#older(gid, end + 1, limit)), newer: false };
@@ -771,18 +811,36 @@ export class ImClient extends EventTarget {
     const newer = await this.#newer(gid, first.at - 1, limit);
     const older = await this.#local.before(gid, first.at, limit / 2);
     const low = older.reaches ?? first.at;
-    return { ...newer, messages: [...older.messages.reverse(), ...newer.messages], low, older: low > 1, firstUnread: first.at };
+    return {
+      ...newer,
+      messages: [...older.messages.reverse(), ...newer.messages],
+      low,
+      older: low > 1,
+      firstUnread: first.at,
+    };
   }
 
   #isUnread(message, acked) {
     return message.at > acked && message.sender_uid !== this.uid && !message.recalled;
   }
 
+  /** A page of the server's history; null while the server cannot be asked. */
   async #history(gid, params) {
+    try {
+      return await this.#askHistory(gid, params);
+    } catch (error) {
+      if (error.retry) return null;
+      throw error;
+    }
+  }
+
+  async #askHistory(gid, params) {
     try {
       return await this.call('history', { gid, ...params });
     } catch (error) {
-      if (error.retry) return null;
+      // A one-to-one chat begins with its first message. Of a group that one has left there is what was kept.
+      if (error.error === 'UnknownGroup' || error.error === 'NotMember')
+        return { messages: [], older: false, newer: false };
       throw error;
     }
   }
@@ -796,7 +854,8 @@ export class ImClient extends EventTarget {
   async refreshTallies(gid, messages) {
     const connection = this.#connection;
     if (this.state !== 'online') return;
-    const isOpen = ({ at, sender_uid, unread, recalled }) => sender_uid === this.uid && unread !== 0 && !recalled && !connection.asked.has(at);
+    const isOpen = ({ at, sender_uid, unread, recalled }) =>
+      sender_uid === this.uid && unread !== 0 && !recalled && !connection.asked.has(at);
     const open = messages.filter(isOpen);
     if (!open.length) return;
     for (const { at } of open) connection.asked.add(at);
@@ -838,7 +897,14 @@ export class ImClient extends EventTarget {
   async send({ gid, to, content }) {
     const client_msgid = Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(36)).join('');
     gid ??= await directGid(this.uid, to);
-    const item = await this.#local.queue({ client_msgid, gid, to, content, sender_uid: this.uid, time: Date.now() });
+    const item = await this.#local.queue({
+      client_msgid,
+      gid,
+      to,
+      content,
+      sender_uid: this.uid,
+      time: Date.now(),
+    });
     this.#outboxChanged(gid);
     return item;
   }
@@ -880,15 +946,17 @@ export class ImClient extends EventTarget {
   }
 
   async #sendWaiting() {
-    for (let failures = 0; this.state === 'online'; ) {
+    for (let failures = 0; this.state === 'online';) {
       const item = (await this.#local.outbox()).find(({ state }) => state === 'waiting');
       if (!item) return;
       try {
         await this.#sendOne(item);
         failures = 0;
       } catch (error) {
-        if (!error.retry) await this.#local.changeOutgoing(item.client_msgid, { state: 'refused', reason: error.message });
-        else if (this.state === 'online') await new Promise((resolve) => setTimeout(resolve, Math.min(8000, 500 * 2 ** failures++)));
+        if (!error.retry)
+          await this.#local.changeOutgoing(item.client_msgid, { state: 'refused', reason: error.message });
+        else if (this.state === 'online')
+          await new Promise((resolve) => setTimeout(resolve, Math.min(8000, 500 * 2 ** failures++)));
       }
       this.#tell('outbox', { gid: item.gid });
       this.#channel.postMessage({ kind: 'sent', gid: item.gid });
@@ -899,20 +967,28 @@ export class ImClient extends EventTarget {
     const { client_msgid, gid, to, content, tried } = item;
     if (tried && Date.now() - tried > REPEATED_MS && (await this.#hasArrived(item))) return;
     await this.#local.changeOutgoing(client_msgid, { tried: tried ?? Date.now() });
-    const { recipients, ...message } = to === undefined
-      ? await this.call('send', { gid, content, client_msgid })
-      : await this.call('send_direct', { to, content, client_msgid });
+    const { recipients, ...message } =
+      to === undefined
+        ? await this.call('send', { gid, content, client_msgid })
+        : await this.call('send_direct', { to, content, client_msgid });
     // It leaves the outbox when it is handed back in its place among the others (`keep`), perhaps it was already.
     const kept = await this.#local.message(message.gid, pack(message.msgid));
-    if (recipients !== undefined) await this.#addTallies(message.gid, [{ msgid: message.msgid, read: 0, unread: recipients }]);
+    if (recipients !== undefined)
+      await this.#addTallies(message.gid, [{ msgid: message.msgid, read: 0, unread: recipients }]);
     if (kept?.sender_uid) await this.#local.discard(client_msgid);
-    else await this.#local.changeOutgoing(client_msgid, { state: 'sent', gid: message.gid, msgid: message.msgid, recipients });
+    else
+      await this.#local.changeOutgoing(client_msgid, {
+        state: 'sent',
+        gid: message.gid,
+        msgid: message.msgid,
+        recipients,
+      });
   }
 
   // Sent long ago without an answer: the server may have it and may have forgotten its client_msgid. Then history has it.
   async #hasArrived(item) {
-    for (let before, older = true; older; ) {
-      const page = await this.call('history', { gid: item.gid, before, limit: 100 });
+    for (let before, older = true; older;) {
+      const page = await this.#askHistory(item.gid, { before, limit: 100 });
       await this.#local.keep(item.gid, page.messages, this.uid);
       const first = page.messages[0];
       older = page.older && first !== undefined && timeOf(pack(first.msgid)) > item.tried - 600_000;
@@ -982,11 +1058,12 @@ const STRINGS = {
     with_whom: 'User to write to',
     start: 'Start',
     login: 'Sign in',
-    login_needed: 'This page needs a token. The command “im token UID” prints one; “im up --web” prints a link that has one.',
+    login_needed:
+      'This page needs a token. The command “im token UID” prints one; “im up --web” prints a link that has one.',
     login_ended: 'Your session has ended. Nothing is lost: go on with a new token.',
     token: 'Token',
     token_bad: 'This is not a token.',
-    go_on: 'Go on',
+    go_on: 'Continue',
     state_online: 'Online',
     state_connecting: 'Connecting…',
     state_offline: 'Offline',
@@ -1084,8 +1161,10 @@ const isNarrow = () => matchMedia('(max-width: 719px)').matches;
 /** Put the strings of the table into static elements. */
 function translate(root) {
   for (const element of root.querySelectorAll('[data-text]')) element.textContent = T[element.dataset.text];
-  for (const element of root.querySelectorAll('[data-label]')) element.setAttribute('aria-label', T[element.dataset.label]);
-  for (const element of root.querySelectorAll('[data-hint]')) element.setAttribute('placeholder', T[element.dataset.hint]);
+  for (const element of root.querySelectorAll('[data-label]'))
+    element.setAttribute('aria-label', T[element.dataset.label]);
+  for (const element of root.querySelectorAll('[data-hint]'))
+    element.setAttribute('placeholder', T[element.dataset.hint]);
   for (const template of root.querySelectorAll('template')) translate(template.content);
 }
 
@@ -1116,7 +1195,12 @@ function tickOf({ state, read, unread }) {
   const all = (read ?? 0) + (unread ?? 0);
   if (!all) return { tick: 'sent', label: T.tick_sent };
   const tick = unread === 0 ? 'all' : read ? 'some' : 'sent';
-  return { tick, count: `${read}/${all}`, label: tick === 'all' ? T.tick_all(all) : `${T.tick_sent}. ${T.tick_some(read, all)}`, all };
+  return {
+    tick,
+    count: `${read}/${all}`,
+    label: tick === 'all' ? T.tick_all(all) : `${T.tick_sent}. ${T.tick_some(read, all)}`,
+    all,
+  };
 }
 
 /**
@@ -1144,8 +1228,14 @@ class Timeline {
     new ResizeObserver(() => this.#sticks && this.#toEnd()).observe(this.#log);
     document.addEventListener('visibilitychange', () => this.#visibilityChanged());
     const margin = { root: this.#log, rootMargin: '500px 0px' };
-    this.ends = new IntersectionObserver((entries) => entries.forEach((entry) => entry.isIntersecting && this.#extend(entry.target)), margin);
-    this.seen = new IntersectionObserver((entries) => this.#looked(entries), { root: this.#log, threshold: [0, 0.25, 0.5, 0.75, 1] });
+    this.ends = new IntersectionObserver(
+      (entries) => entries.forEach((entry) => entry.isIntersecting && this.#extend(entry.target)),
+      margin,
+    );
+    this.seen = new IntersectionObserver((entries) => this.#looked(entries), {
+      root: this.#log,
+      threshold: [0, 0.25, 0.5, 0.75, 1],
+    });
   }
 
   /** Show a conversation: at the first unread message, else at the end. */
@@ -1172,9 +1262,11 @@ class Timeline {
   #do(work) {
     const turn = this.#turn;
     const isOpen = () => turn === this.#turn;
-    this.#work = this.#work.then(() => isOpen() && work(isOpen)).catch((error) => {
-      if (isOpen()) $('older').textContent = T.failed(error.message);
-    });
+    this.#work = this.#work
+      .then(() => isOpen() && work(isOpen))
+      .catch((error) => {
+        if (isOpen()) $('older').textContent = T.failed(error.message);
+      });
     return this.#work;
   }
 
@@ -1184,14 +1276,13 @@ class Timeline {
     const page = await this.#client.messages(gid, { around });
     const waiting = await this.#client.outbox(gid);
     if (turn !== this.#turn) return;
-    Object.assign(this, { opened: gid });
     [this.#low, this.#high, this.#older, this.#newer] = [page.low, page.high, page.older, page.newer];
     this.#insert(page.messages, null);
     this.#showWaiting(waiting);
     this.#showEnds(page.missing);
     if (page.firstUnread) this.#divide(this.#rows.get(page.firstUnread));
     this.#toDivider();
-    this.#observeEnds();
+    if (!page.missing) this.#observeEnds();
   }
 
   /** Bring what is shown up to date with the local database: messages that have come, and the outbox. */
@@ -1219,6 +1310,7 @@ class Timeline {
   /** The connection is back: what could not be loaded can be now, and ticks may have changed meanwhile. */
   resume() {
     if (this.gid === null) return;
+    if (!this.#rows.size) return this.open(this.gid);
     this.update();
     this.#observeEnds();
     this.#client.refreshTallies(this.gid, [...this.#rows.values()].map(({ message }) => message).slice(-200));
@@ -1292,7 +1384,9 @@ class Timeline {
   }
 
   #insert(messages, before) {
-    const added = messages.filter(({ at }) => !this.#rows.has(at)).map((message) => this.#show(clone('message'), message));
+    const added = messages
+      .filter(({ at }) => !this.#rows.has(at))
+      .map((message) => this.#show(clone('message'), message));
     const fragment = document.createDocumentFragment();
     fragment.append(...added);
     $('rows').insertBefore(fragment, before);
@@ -1450,6 +1544,8 @@ class Page {
   #info = null; // the message whose readers are shown
   #isExpiring = false;
   #presenceTimer = null;
+  #groupsTimer = null;
+  #peers = new Map(); // gid -> the other user, of chats whose gid is a hash
 
   async start() {
     document.documentElement.lang = LANGUAGE === 'zh' ? 'zh-Hans' : 'en';
@@ -1513,7 +1609,9 @@ class Page {
     const own = tokens.find(([uid]) => uid === this.#client.uid);
     if (own) await this.#giveToken(own[1]);
     const items = tokens.map(([uid, token]) => this.#demoItem(uid, token));
-    $('demo').querySelector('ul').replaceChildren(...items);
+    $('demo')
+      .querySelector('ul')
+      .replaceChildren(...items);
     $('demo').hidden = false;
   }
 
@@ -1526,7 +1624,12 @@ class Page {
       return item;
     }
     const link = document.createElement('a');
-    Object.assign(link, { href: `#token=${token}`, target: '_blank', rel: 'noopener', textContent: T.demo_open(uid) });
+    Object.assign(link, {
+      href: `#token=${token}`,
+      target: '_blank',
+      rel: 'noopener',
+      textContent: T.demo_open(uid),
+    });
     name.replaceChildren(link);
     return item;
   }
@@ -1536,7 +1639,9 @@ class Page {
   #listen() {
     const client = this.#client;
     client.addEventListener('state', () => this.#stateChanged());
-    client.addEventListener('groups', () => this.#showGroups());
+    // Many messages at once draw the list once.
+    client.addEventListener('groups', () => (this.#groupsTimer ??= setTimeout(() => this.#showGroups(), 30)));
+    client.addEventListener('reset', () => this.#timeline.open(this.#timeline.gid));
     client.addEventListener('messages', ({ detail }) => this.#messagesCame(detail.gid));
     client.addEventListener('outbox', ({ detail }) => this.#isOpen(detail.gid) && this.#timeline.update());
     client.addEventListener('changed', ({ detail }) => this.#changed(detail));
@@ -1571,7 +1676,11 @@ class Page {
     const { last, unread } = this.#client.group(gid);
     if (this.#isOpen(gid)) await this.#timeline.update();
     if (this.#isOpen(gid) && !$('presence').textContent) this.#askPresence(); // the first message has made the chat
-    if (unread && last) $('heard').textContent = T.heard(this.#isOpen(gid) ? last.sender_uid : this.#titleOf(gid), last.content || T.recalled);
+    if (unread && last)
+      $('heard').textContent = T.heard(
+        this.#isOpen(gid) ? last.sender_uid : this.#titleOf(gid),
+        last.content || T.recalled,
+      );
   }
 
   #changed({ gid, ats }) {
@@ -1609,12 +1718,30 @@ class Page {
 
   // --- The list of groups ---
 
+  #peerOf(gid) {
+    const peer = peerOf(gid, this.#client.uid) ?? this.#peers.get(gid) ?? null;
+    if (peer === null && isDirect(gid) && !this.#peers.has(gid)) this.#learnPeer(gid);
+    return peer;
+  }
+
+  async #learnPeer(gid) {
+    this.#peers.set(gid, null); // ask once
+    const members = await this.#client.call('members', { gid }).catch(() => this.#peers.delete(gid) && []);
+    const other = members.find(({ uid }) => uid !== this.#client.uid) ?? members[0];
+    if (!other) return;
+    this.#peers.set(gid, other.uid);
+    if (this.#isOpen(gid)) this.#showTitle(gid);
+    this.#showGroups();
+  }
+
   #titleOf(gid) {
-    const peer = peerOf(gid, this.#client.uid);
+    const peer = this.#peerOf(gid);
     return peer === null ? gid : peer === this.#client.uid ? T.yourself : peer;
   }
 
   #showGroups() {
+    clearTimeout(this.#groupsTimer);
+    this.#groupsTimer = null;
     const groups = this.#client.groups();
     const focused = document.activeElement?.closest('#groups button')?.dataset.gid;
     const rows = new Map([...$('groups').children].map((item) => [item.firstElementChild.dataset.gid, item]));
@@ -1626,7 +1753,8 @@ class Page {
     }
     $('no-groups').hidden = groups.length > 0;
     const unread = groups.reduce((sum, group) => sum + group.unread, 0);
-    document.title = (unread ? `(${unread}) ` : '') + (this.#timeline.gid === null ? 'imcore' : this.#titleOf(this.#timeline.gid));
+    document.title =
+      (unread ? `(${unread}) ` : '') + (this.#timeline.gid === null ? 'imcore' : this.#titleOf(this.#timeline.gid));
     const open = this.#timeline.gid === null ? null : this.#client.group(this.#timeline.gid);
     $('composer').hidden = this.#timeline.gid === null || Boolean(open?.left);
     $('gone').hidden = !open?.left;
@@ -1693,16 +1821,20 @@ class Page {
       [...$('groups').querySelectorAll('button')].find((button) => button.dataset.gid === before)?.focus();
       return;
     }
-    $('title').textContent = this.#titleOf(gid);
-    paint($('avatar'), this.#titleOf(gid), isDirect(gid));
+    this.#showTitle(gid);
     $('presence').textContent = '';
     this.#askPresence();
     if (matchMedia('(pointer: fine)').matches) $('composer').querySelector('textarea').focus();
   }
 
+  #showTitle(gid) {
+    $('title').textContent = this.#titleOf(gid);
+    paint($('avatar'), this.#titleOf(gid), isDirect(gid));
+  }
+
   #showJump() {
     const { gid } = this.#timeline;
-    const unread = gid === null ? 0 : this.#client.group(gid)?.unread ?? 0;
+    const unread = gid === null ? 0 : (this.#client.group(gid)?.unread ?? 0);
     const log = $('log');
     $('jump').hidden = gid === null || log.scrollHeight - log.scrollTop - log.clientHeight < 80;
     $('jump').classList.toggle('news', unread > 0);
@@ -1720,7 +1852,7 @@ class Page {
   }
 
   async #presenceOf(gid) {
-    const peer = peerOf(gid, this.#client.uid);
+    const peer = this.#peerOf(gid);
     if (peer === this.#client.uid) return '';
     if (peer !== null) return (await this.#client.call('online', { gid, uids: [peer] })).length ? T.online : T.offline;
     const { members } = await this.#client.call('group', { gid });
@@ -1749,8 +1881,7 @@ class Page {
 
   async #send(content) {
     const { gid } = this.#timeline;
-    const peer = peerOf(gid, this.#client.uid);
-    await this.#client.send({ gid, to: peer ?? undefined, content });
+    await this.#client.send({ gid, to: this.#peerOf(gid) ?? undefined, content });
     this.#timeline.removeDivider();
     this.#timeline.toNewest();
   }
@@ -1767,7 +1898,8 @@ class Page {
   // --- Dialogs ---
 
   #listenToDialogs() {
-    for (const button of document.querySelectorAll('[data-close]')) button.addEventListener('click', () => button.closest('dialog').close());
+    for (const button of document.querySelectorAll('[data-close]'))
+      button.addEventListener('click', () => button.closest('dialog').close());
     $('login').addEventListener('cancel', (event) => !this.#client && event.preventDefault());
     $('info').addEventListener('close', () => (this.#info = null));
     onSubmit($('login'), ({ token }) => this.#giveToken(token.value.trim()));
@@ -1783,6 +1915,7 @@ class Page {
 
   async #startChat(uid) {
     const gid = await directGid(this.#client.uid, uid);
+    this.#peers.set(gid, uid);
     $('new').close();
     this.#choose({ dataset: { gid } });
   }
@@ -1808,7 +1941,9 @@ class Page {
       const sections = [];
       if (status.read) sections.push(section(T.read_by(status.read), readers));
       if (status.unread) sections.push(section(T.unread_by(status.unread), others));
-      $('info').querySelector('.people').replaceChildren(...sections);
+      $('info')
+        .querySelector('.people')
+        .replaceChildren(...sections);
     } catch (error) {
       this.#infoFailed(error);
     }
@@ -1843,7 +1978,8 @@ function shortTime(date) {
 function moveFocus(event, elements, current = document.activeElement) {
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   const place = elements.indexOf(current);
-  const goal = { Home: 0, End: elements.length - 1 }[event.key] ?? (step && (place < 0 ? elements.length - 1 : place + step));
+  const goal =
+    { Home: 0, End: elements.length - 1 }[event.key] ?? (step && (place < 0 ? elements.length - 1 : place + step));
   if (goal === undefined || !elements[goal]) return;
   event.preventDefault();
   elements[goal].focus();

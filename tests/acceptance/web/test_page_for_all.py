@@ -7,9 +7,9 @@ from playwright.sync_api import expect
 
 from imcore.model.direct import gid_of, peer_of
 from imcore.msgid import pack
-from tests.acceptance.web.conftest import People
 from tests.helpers.deadline import wait_until
 from tests.helpers.page_stack import PageStack
+from tests.helpers.tabs import People
 
 PHONE = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
 
@@ -24,11 +24,13 @@ _CONTRASTS = """selectors => {
     };
     return Object.fromEntries(selectors.map(selector => {
         const element = document.querySelector(selector);
-        const [dark, bright] = [light(parse(getComputedStyle(element).color)), light(ground(element))].sort((a, b) => a - b);
+        const lights = [light(parse(getComputedStyle(element).color)), light(ground(element))];
+        const [dark, bright] = lights.sort((a, b) => a - b);
         return [selector, (bright + .05) / (dark + .05)];
     }));
 }"""
-_NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, a')].filter(element => element.checkVisibility())
+_NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, a')]
+    .filter(element => element.checkVisibility())
     .filter(element => !(element.getAttribute('aria-label') || element.textContent.trim() || element.closest('label')))
     .map(element => element.outerHTML)"""
 _TOO_WIDE = """() => [...document.querySelectorAll('body *')].filter(element => element.checkVisibility())
@@ -53,7 +55,7 @@ def test_the_language_is_that_of_the_browser(people: People, stack: PageStack) -
     expect(ann.page.get_by_role("button", name="Read", exact=True)).to_be_visible()
     expect(bob.page.get_by_text("今天")).to_be_visible()
     bob.set_offline(True)
-    expect(bob.page.get_by_text("离线：消息会等待")).to_be_visible()
+    expect(bob.page.get_by_text("消息会等待")).to_be_visible()
 
     # And no word of the page is in the other one
     shown = str(bob.page.evaluate("document.body.innerText"))
@@ -169,6 +171,8 @@ def test_one_to_one_chats_begin_with_a_name(people: People, stack: PageStack) ->
     ann.page.get_by_label("User to write to").fill(people.bob)
     ann.page.keyboard.press("Enter")
     expect(ann.page.locator("#title")).to_have_text(people.bob)
+    expect(ann.page.get_by_text("No messages yet")).to_be_visible()
+    assert ann.page.locator("#groups button").count() == 1
 
     # When they write
     ann.write("just the two of us")
@@ -252,6 +256,31 @@ def test_texts_can_be_read_on_their_grounds(people: People, stack: PageStack, sc
     assert (max(map(int, ground[4:-1].split(","))) < 64) == (scheme == "dark")
 
 
+def test_a_chat_whose_gid_is_a_hash_has_the_name_of_the_other_one(people: People, stack: PageStack) -> None:
+    # Given two users with long names
+    one, other = (f"{people.gid}{letter}".ljust(100, letter) for letter in "xy")
+    stack.chat.create_group(f"{people.gid} long", [one, other])
+    tab, second = people.online(one), people.online(other)
+
+    # When one writes to the other
+    tab.page.get_by_role("button", name="New chat").click()
+    tab.page.get_by_label("User to write to").fill(other)
+    tab.page.keyboard.press("Enter")
+    expect(tab.page.locator("#title")).to_have_text(other)
+    tab.write("hello")
+    tab.wait_for_tick("hello", "sent")
+
+    # Then both see whom they write to, also later
+    gid = gid_of(one, other)
+    expect(second.group(gid).locator(".name")).to_have_text(one)
+    tab.page.reload()
+    expect(tab.page.locator("#title")).to_have_text(other)
+    expect(tab.group(gid).locator(".name")).to_have_text(other)
+    tab.write("and once more")
+    second.group(gid).click()
+    second.wait_for_texts("hello", "and once more")
+
+
 NASTY = [
     "<img src=x onerror=alert(1)><script>alert(2)</script>",
     "${alert(3)} {{4}} &lt;b&gt; \" ' `",
@@ -282,21 +311,25 @@ def test_texts_and_names_are_data(people: People, stack: PageStack) -> None:
     assert bob.page.locator("#rows .text").evaluate_all("rows => rows.every(row => row.dir === 'auto')")
 
 
+_GIDS = """async pairs => {
+    const {directGid, peerOf} = await import('./imcore.js');
+    return Promise.all(pairs.map(async ([one, other]) => {
+        const gid = await directGid(one, other);
+        return [gid, peerOf(gid, one)];
+    }));
+}"""
+_POSITIONS = """async msgids => {
+    const {pack, unpack} = await import('./imcore.js');
+    return msgids.map(msgid => [pack(msgid), unpack(pack(msgid))]);
+}"""
+
+
 def test_ids_are_those_of_the_server(people: People) -> None:
     """The client works out gids and positions by itself; it must do that as the server does."""
     page = people.online(people.ann).page
     users = ["a", "b", "ann:bob", "1:x", "é", "群", "😀", "\uffee", "#ubuntu", "x" * 128, "群" * 42]
     pairs = [(one, other) for one in users for other in users]
-    made = page.evaluate(
-        "async pairs => { const m = await import('./imcore.js');"
-        " return Promise.all(pairs.map(async ([a, b]) => { const gid = await m.directGid(a, b); return [gid, m.peerOf(gid, a)] })) }",
-        pairs,
-    )
-    assert made == [[gid := gid_of(one, other), peer_of(gid, one)] for one, other in pairs]
+    assert page.evaluate(_GIDS, pairs) == [[gid := gid_of(one, other), peer_of(gid, one)] for one, other in pairs]
 
     msgids = ["1577836800000-1", "1796125580911-0", "1796125580911-8191", "2677348427775-8191"]
-    packed = page.evaluate(
-        "async ids => { const m = await import('./imcore.js'); return ids.map(id => [m.pack(id), m.unpack(m.pack(id))]) }",
-        msgids,
-    )
-    assert packed == [[pack(msgid), msgid] for msgid in msgids]
+    assert page.evaluate(_POSITIONS, msgids) == [[pack(msgid), msgid] for msgid in msgids]

@@ -1,13 +1,14 @@
 """The page without a network: one goes on writing, and each message goes out once; what was missed comes once."""
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, WebSocketRoute
+from playwright.sync_api import Browser, WebSocketRoute, expect
 
-from tests.acceptance.web.conftest import People
 from tests.helpers.deadline import wait_until
 from tests.helpers.page_stack import PageStack
+from tests.helpers.tabs import People
 
 Numbered = Callable[[int, int], list[str]]
 
@@ -216,6 +217,81 @@ def test_what_was_seen_without_a_network_is_acked_afterwards(people: People, num
     # When the network is back, then the sender hears of it
     bob.set_offline(False)
     ann.wait_for_tick("hello", "all 1/1")
+
+
+def test_a_conversation_that_was_never_here_says_so(people: People) -> None:
+    # Given a conversation that this browser has not seen, and no network
+    bob = people.online(people.bob)
+    bob.set_offline(True)
+    people.say(people.ann, "hello")
+
+    # When one opens it, then it does not say that there is nothing
+    bob.open(people.gid)
+    expect(bob.page.locator("#older")).to_have_text(
+        "There are more messages here. They come when you are online again."
+    )
+    bob.set_offline(False)
+    bob.wait_for_texts("hello")
+
+
+def test_a_network_that_says_nothing_is_left(people: People, stack: PageStack) -> None:
+    # Given a network that lets nothing through any more, and closes nothing
+    is_dead: list[bool] = []
+
+    def route(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+        server.on_message(lambda text: None if len(is_dead) == 1 else socket.send(text))
+
+    ann = people.tab(people.ann)
+    ann.page.clock.install()
+    ann.page.route_web_socket("**/ws", route)
+    ann.load(stack.link(people.ann)).open(people.gid)
+    is_dead.append(True)
+
+    # When it has been silent for long, then the page sees it
+    ann.page.clock.run_for(60_000)
+    ann.wait_for_state("offline")
+    ann.write("is anybody there?")
+
+    # And goes on over another connection
+    is_dead.append(False)
+    ann.page.clock.run_for(30_000)
+    ann.wait_for_state()
+    ann.wait_for_tick("is anybody there?", "sent 0/1")
+    assert stack.stored(people.gid, people.bob) == ["is anybody there?"]
+
+
+def test_a_server_with_other_data_does_not_mix_with_what_was_kept(people: People, stack: PageStack) -> None:
+    # Given a browser that has messages of a server
+    sockets: list[WebSocketRoute] = []
+
+    def route(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+        number = len(sockets)
+        sockets.append(socket)
+
+        def forward(text: str | bytes) -> None:
+            if number == 0:
+                text = str(text).replace("said", "said on another server")
+            else:
+                text = re.sub('"dataset":"[^"]*"', '"dataset":"another one"', str(text))
+            socket.send(text)
+
+        server.on_message(forward)
+
+    people.say(people.ann, "said 1", "said 2")
+    bob = people.tab(people.bob)
+    bob.page.route_web_socket("**/ws", route)
+    bob.load(stack.link(people.bob)).open(people.gid)
+    bob.wait_for_texts("said on another server 1", "said on another server 2")
+
+    # When there is another server at the same address
+    sockets[0].close()
+
+    # Then only its messages are shown
+    bob.wait_for_texts("said 1", "said 2")
+    bob.page.reload()
+    bob.wait_for_texts("said 1", "said 2")
 
 
 @pytest.fixture

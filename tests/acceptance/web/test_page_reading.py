@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.acceptance.web.conftest import People
 from tests.helpers.deadline import wait_until
 from tests.helpers.page_stack import PageStack
+from tests.helpers.tabs import People
 
 Numbered = Callable[[int, int], list[str]]
 
@@ -26,6 +26,9 @@ def test_a_tick_changes_when_the_other_one_opens_the_conversation(people: People
     ann.wait_for_tick("hello", "all 1/1")
     bob.wait_for_unread(people.gid, 0)
     assert bob.rows() == [["hello", ""]]
+
+    # And what she has seen does not come again
+    wait_until(lambda: stack.chat.receipts(people.ann) == [])
 
 
 def test_a_tick_says_how_many_of_a_group_have_read_and_who(people: People, stack: PageStack) -> None:

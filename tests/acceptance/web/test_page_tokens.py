@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.acceptance.web.conftest import People
 from tests.helpers.commands import Im
 from tests.helpers.deadline import wait_until
 from tests.helpers.page_stack import PageStack
 from tests.helpers.servers import free_ports, require_server
-from tests.helpers.tabs import Tab
+from tests.helpers.tabs import People, Tab
 from tests.helpers.web import token
 
 
@@ -41,12 +40,12 @@ def test_one_signs_in_with_a_token(people: People, stack: PageStack) -> None:
 
     # When one gives something that is no token
     ann.page.get_by_label("Token").fill("nonsense")
-    ann.page.get_by_role("button", name="Go on").click()
+    ann.page.get_by_role("button", name="Continue").click()
     expect(ann.page.get_by_text("This is not a token")).to_be_visible()
 
     # And then a token
     ann.page.get_by_label("Token").fill(token(people.ann))
-    ann.page.get_by_role("button", name="Go on").click()
+    ann.page.get_by_role("button", name="Continue").click()
     ann.wait_for_state()
     expect(ann.page.locator("#me")).to_have_text(people.ann)
 
@@ -72,7 +71,7 @@ def test_one_goes_on_with_a_new_token(people: People, stack: PageStack, how: str
 
     # When one gives a new token
     ann.page.get_by_label("Token").fill(token(people.ann))
-    ann.page.get_by_role("button", name="Go on").click()
+    ann.page.get_by_role("button", name="Continue").click()
 
     # Then the page goes on where it was
     ann.wait_for_state("online")
@@ -90,7 +89,7 @@ def test_a_message_that_was_written_after_the_end_goes_out_with_a_new_token(peop
 
     ann.page.locator("#banner").get_by_role("button", name="Sign in").click()
     ann.page.get_by_label("Token").fill(token(people.ann))
-    ann.page.get_by_role("button", name="Go on").click()
+    ann.page.get_by_role("button", name="Continue").click()
 
     wait_until(lambda: ann.rows() == [["while signed out", "sent 0/1"]])
 
@@ -98,7 +97,7 @@ def test_a_message_that_was_written_after_the_end_goes_out_with_a_new_token(peop
 def test_a_token_that_the_server_does_not_take_is_no_loop(people: People, stack: PageStack) -> None:
     ann = people.tab(people.ann)
     sockets: list[object] = []
-    ann.page.on("websocket", lambda socket: sockets.append(socket))
+    ann.page.on("websocket", lambda socket: sockets.append(socket))  # noqa: PLW0108 (playwright marks the function)
     ann.page.goto(f"{stack.url}#token={token(people.ann)[:-6]}AAAAAA")
     ann.wait_for_state("unauthorized")
     expect(ann.page.get_by_role("dialog", name="Sign in")).to_be_visible()
