@@ -107,8 +107,8 @@ def origin_is_allowed(headers: Mapping[str, str], settings: WebSettings) -> bool
         return True
     origin = same_origin(origin)
     scheme = origin.partition("://")[0]
-    host = same_origin(f"{scheme}://{headers.get('host', '')}")
-    return origin == host or origin in settings.origins
+    host = headers.get("host", "")
+    return (bool(host) and origin == same_origin(f"{scheme}://{host}")) or origin in settings.origins
 
 
 @contextlib.asynccontextmanager

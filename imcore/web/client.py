@@ -64,30 +64,17 @@ class Client:
         if self._is_closed:
             return
         ack = self.hub.known_acks.get(text)
-        if ack is None or self.session is None:
-            self._received(text)
-        elif self._rate.take(ACK_COST) or not self._rate.is_flooded:
-            self.hub.fold(self.session, *ack)
-        else:
-            self._flooded()
-
-    def _received(self, text: bytes) -> None:
+        if ack and self.session:
+            if self._admits_ack():
+                self.hub.fold(self.session, *ack)
+            return
         try:
             request = jsonrpc.parse(text)
         except RpcError as error:
-            if self._within_limit(1.0, error.id):
+            if self._admits(error.id):
                 self._refuse(error, error.id)
-            return
-        method = self.hub.methods.get(request.method)
-        if request.is_notification and method is not None and method.is_folded:
-            if not self._rate.take(ACK_COST) and self._rate.is_flooded:
-                self._flooded()
-            elif self.hub.folds(request, text, self):
-                return
-        elif not self._within_limit(1.0, None if request.is_notification else request.id, request.is_notification):
-            return
-        if not self.hub.is_stopping:
-            self._enqueue(request, in_order=method is None or method.is_ordered)
+        else:
+            self._called(request, text)
 
     def refused_frame(self, code: int, reason: str) -> None:
         """Handle a frame that cannot be taken, as a binary one or one that is too large: one error, then the end."""
@@ -189,6 +176,16 @@ class Client:
 
     # Calls.
 
+    def _called(self, request: Request, text: bytes) -> None:
+        method = self.hub.methods.get(request.method)
+        if request.is_notification and method is not None and method.is_folded:
+            if not self._admits_ack() or self.hub.folds(request, text, self):
+                return
+        elif not self._admits(request.id, request.is_notification):
+            return
+        if not self.hub.is_stopping:
+            self._enqueue(request, in_order=method is None or method.is_ordered)
+
     def _enqueue(self, request: Request, *, in_order: bool) -> None:
         connects = self.identity is None or (self._held is not None and not self._in_order.is_idle)
         lane = self._in_order if in_order or connects else self._side_by_side
@@ -222,13 +219,21 @@ class Client:
         for frame in held or ():
             self.push(frame)
 
-    def _within_limit(self, cost: float, id_: jsonrpc.Id, is_notification: bool = False) -> bool:
-        if self._rate.take(cost):
+    def _admits(self, id_: jsonrpc.Id, is_notification: bool = False) -> bool:
+        """Count a call; return whether it is within the limit. If not, refuse it, and at last the client."""
+        if self._rate.take():
             return True
         if self._rate.is_flooded:
             self._flooded()
         elif not is_notification:
             self._refuse(TooManyCalls("too many calls a second (IM_WEB_CALLS_PER_S): wait before the next"), id_)
+        return False
+
+    def _admits_ack(self) -> bool:
+        """Count an ack that has no answer. None is refused for its number: a receipt would be missing."""
+        if self._rate.take(ACK_COST) or not self._rate.is_flooded:
+            return True
+        self._flooded()
         return False
 
     def _flooded(self) -> None:

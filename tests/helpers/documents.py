@@ -17,6 +17,7 @@ DOCUMENTS = (
     "imcore/README.md",
     "imcore/gateway/README.md",
     "imcore/repair/README.md",
+    "imcore/web/README.md",
     "tests/README.md",
 )
 

@@ -81,7 +81,8 @@ def test_every_block_is_of_a_language_that_a_test_reads() -> None:
     assert [document.name for document in documents() for _ in document.blocks_in("python")] == [
         "README.md",
         "imcore/gateway/README.md",
-    ]  # run by tests/integration/test_docs_python.py and gateway/test_example.py
+        "imcore/web/README.md",
+    ]  # run by tests/integration/test_docs_python.py, gateway/test_example.py and web/test_mounted.py
 
 
 def all_commands() -> dict[str, click.Command]:
@@ -198,6 +199,7 @@ def test_every_long_form_runs_tests_that_read_its_variable(variable: str, line: 
     assert [path for path in (*run, *helpers) if name in path.read_text(encoding="utf-8")]
 
 
-def test_the_procfile_runs_every_worker() -> None:
+def test_the_procfile_runs_every_worker_and_the_gateway() -> None:
     lines = (ROOT / "Procfile").read_text(encoding="utf-8").splitlines()
-    assert lines == [f"{name}: python -m imcore.workers {name}" for name in ("persist", "receipts", "jobs")]
+    workers = [f"{name}: python -m imcore.workers {name}" for name in ("persist", "receipts", "jobs")]
+    assert lines == [*workers, "web: python -m imcore.web"]

@@ -15,6 +15,7 @@ import pytest
 import imcore
 from imcore import Chat, Gateway, Session
 from imcore.settings import Settings
+from imcore.web.settings import WebSettings
 from tests.helpers.documents import Document, documents
 from tests.house.sources import ROOT, files
 
@@ -33,6 +34,7 @@ _NAMES_OF_OTHERS = set(
         FCALL FLUSHALL FULL GET INFO KEYS MAXLEN MEMORY USAGE PG PUBLISH WAIT WAITAOF
         XADD XDEL XINFO XREADGROUP XTRIM ZCOUNT FOLDER PASSWORD
         always appendfsync everysec maxmemory min noeviction rediss replicas ssl_ca_certs ssl_certfile synchronous
+        ws_max_size find_user cookie
         to write honcho pre commit install pip printf sha256sum
         """,
     )
@@ -160,7 +162,8 @@ def variables_of_tests() -> set[str]:
 
 
 def settings() -> set[str]:
-    return {f"IM_{name.upper()}" for name in Settings.__dataclass_fields__}
+    web = {f"IM_WEB_{name.upper()}" for name in WebSettings.__dataclass_fields__}
+    return {f"IM_{name.upper()}" for name in Settings.__dataclass_fields__} | web
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda document: document.name)

@@ -1,0 +1,126 @@
+"""The bounds of a client: rates, lanes, and the end of a token, on clocks of the tests."""
+
+import asyncio
+import struct
+import time
+
+import pytest
+
+from imcore.web.flow import Expiry, Frame, Lane, RateLimit, RateLimits
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TestRates:
+    def test_a_burst_is_taken_and_then_as_many_as_come_in_time(self) -> None:
+        clock = Clock()
+        rate = RateLimit(10, 5, clock)
+        assert [rate.take() for _ in range(7)] == [True] * 5 + [False] * 2
+        clock.now += 0.35
+        assert [rate.take() for _ in range(2)] == [True, False]
+        clock.now += 1000
+        assert [rate.take() for _ in range(6)] == [True] * 5 + [False]
+
+    def test_as_many_refusals_as_the_burst_are_a_flood(self) -> None:
+        rate = RateLimit(10, 5, Clock())
+        for _ in range(10):
+            rate.take()
+        assert not rate.is_flooded
+        rate.take()
+        assert rate.is_flooded
+
+    def test_callers_have_a_limit_each_and_old_ones_are_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(RateLimits, "MOST", 2)
+        rates = RateLimits(0.001, 1)
+        assert [rates.take("ann"), rates.take("ann"), rates.take("bob"), rates.take("cy")] == [True, False, True, True]
+        assert rates.take("ann")
+
+
+class TestLanes:
+    def test_jobs_run_side_by_side_up_to_the_width_and_in_their_order(self) -> None:
+        async def story() -> None:
+            lane, gate, begun = Lane(2, 3), asyncio.Event(), []
+
+            def job(number: int):  # type: ignore[no-untyped-def]
+                async def work() -> None:
+                    begun.append(number)
+                    await gate.wait()
+
+                return work
+
+            assert [lane.add(job(number)) for number in range(7)] == [True] * 5 + [False] * 2
+            await asyncio.sleep(0)
+            assert begun == [0, 1]
+            gate.set()
+            await lane.ended()
+            assert begun == [0, 1, 2, 3, 4]
+            assert lane.is_idle
+
+        asyncio.run(story())
+
+    def test_a_lane_that_is_stopped_runs_nothing_more(self) -> None:
+        async def story() -> None:
+            lane, done = Lane(1, 5), []
+
+            async def work() -> None:
+                await asyncio.sleep(0.01)
+                done.append(1)
+
+            for _ in range(3):
+                lane.add(work)
+            lane.stop()
+            await lane.ended()
+            assert done == []
+
+        asyncio.run(story())
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 200_000])
+def test_a_frame_has_the_header_of_its_size(size: int) -> None:
+    frame = Frame(b"x" * size)
+    head = frame.websocket[: len(frame.websocket) - size]
+    expected = {
+        True: struct.pack("!BB", 0x81, size) if size < 126 else b"",
+        False: struct.pack("!BBH", 0x81, 126, size) if 126 <= size < 65_536 else struct.pack("!BBQ", 0x81, 127, size),
+    }
+    assert head == (expected[size < 126])
+    assert frame.websocket is frame.websocket
+
+
+class TestExpiry:
+    @pytest.mark.parametrize(("left", "notice_in"), [(3600, 3540), (120, 60), (60, 30), (1, 0.5), (-5, 0)])
+    def test_the_notice_comes_a_minute_before_or_after_half_of_the_time(self, left: float, notice_in: float) -> None:
+        async def story() -> None:
+            expiry = Expiry(lambda _: None, lambda: None)
+            loop = asyncio.get_running_loop()
+            expiry.set(time.time() + left)
+            assert expiry._timer
+            assert expiry._timer.when() - loop.time() == pytest.approx(notice_in, abs=1)
+            expiry.stop()
+
+        asyncio.run(story())
+
+    def test_a_token_for_years_has_a_timer_that_looks_again(self) -> None:
+        async def story() -> None:
+            told: list[float] = []
+            expiry = Expiry(told.append, lambda: told.append(-1))
+            expiry.set(time.time() + 10 * 365 * 86_400)
+            assert expiry._timer
+            assert expiry._timer.when() - asyncio.get_running_loop().time() < 100_000
+            expiry._notice(time.time() + 9 * 365 * 86_400)
+            assert told == []
+            expiry._notice(time.time() + 30)
+            assert told == [pytest.approx(30, abs=1)]
+            expiry._end(time.time() + 10)
+            assert len(told) == 1
+            expiry._end(time.time() - 1)
+            assert told[-1] == -1
+            expiry.set(None)
+            assert expiry._timer is None
+
+        asyncio.run(story())
