@@ -3,19 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from imcore import msgid as msgids
 from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all
 from imcore.gateway.acks import AckBuffer
 from imcore.gateway.channels import Channels
 from imcore.gateway.cursor import Cursor, ResumePoint
 from imcore.gateway.delivery_queue import DeliveryQueue
-from imcore.gateway.fanout import Gap, GroupSubscribers, Joined, Left, Session
+from imcore.gateway.fanout import GroupSubscribers, Joined, Left, Session
 from imcore.gateway.scheduler import DelayQueue
 from imcore.gateway.sessions import ReceiptDelivery
 from imcore.model.values import Message
 from imcore.operations import queries
 from imcore.operations.effects import Effects, call_apart
-from imcore.operations.queries import PAGE, MessagePage, MessageRange
+from imcore.operations.queries import PAGE, MessagePage
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.calls.message_calls import PullResult
@@ -180,34 +179,25 @@ class CatchUp:
         self._separate(subscribers, cursor, self._begin_later(subscribers, cursor, answer.start) or answer.apart)
         if not subscribers.sessions(cursor):
             return 0
-        begun = yield from self._page(cursor, answer)
-        if isinstance(begun, ImError):
-            return begun
-        answer, left_out, page = begun
-        if left_out:
-            first, last = map(msgids.unpack, left_out)
-            self._deliveries.ready.append(Gap(subscribers.recipients(cursor), cursor.gid, first, last))
-        events, merged = subscribers.pulled(cursor, answer, page)
+        try:
+            pulled = yield from queries.begun(cursor.gid, answer)
+            page = yield from queries.page(self._space, cursor.gid, pulled, PAGE)
+        except ImError as error:
+            if concerns_all(error):
+                raise
+            return error
+        if not isinstance(page, ImError):
+            self._hand_over(subscribers, cursor, pulled, page)
+        return page if isinstance(page, ImError) else sum(len(message.content) for message in page.messages)
+
+    def _hand_over(self, subscribers: GroupSubscribers, cursor: Cursor, pulled: PullResult, page: MessagePage) -> None:
+        events, merged = subscribers.pulled(cursor, pulled, page)
         self._deliveries.ready += events
         if merged.msgid is None:
             for session in subscribers.sessions(merged):
                 self.restart(session, cursor.gid)
         elif merged.behind:
             self.behind.add([merged])
-        return sum(len(event.message.content) for event in events)
-
-    def _page(
-        self, cursor: Cursor, pulled: PullResult
-    ) -> Effects[tuple[PullResult, MessageRange | None, MessagePage] | ImError]:
-        """Return a pull with the messages that only SQL has, and what it leaves out; or the error to wait for."""
-        try:
-            pulled, left_out = yield from queries.without_left_out(cursor.gid, pulled)
-            page = yield from queries.page(self._space, cursor.gid, pulled, PAGE)
-        except ImError as error:
-            if concerns_all(error):
-                raise
-            return error
-        return page if isinstance(page, ImError) else (pulled, left_out, page)
 
     def _begin_later(self, subscribers: GroupSubscribers, cursor: Cursor, offset: int) -> dict[str, int]:
         """Return where the user of a cursor at the offset began the session, if that is later."""

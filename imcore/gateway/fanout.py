@@ -234,11 +234,15 @@ class GroupSubscribers:
                 self._index(cursor)
         return events, behind
 
-    def pulled(self, cursor: Cursor, pulled: PullResult, page: MessagePage) -> tuple[list[NewMessage], Cursor]:
-        """Handle a page that was pulled for a cursor; return its messages, and the cursor of the sessions now."""
+    def pulled(self, cursor: Cursor, pulled: PullResult, page: MessagePage) -> tuple[list[Event], Cursor]:
+        """Handle a page that was pulled for a cursor; return its events, and the cursor that the sessions have now."""
         recipients = self.recipients(cursor)
         self._unindex(cursor)
-        events = [
+        events: list[Event] = []
+        if pulled.left_out:
+            first, last = map(msgids.unpack, (pulled.left_out.first, pulled.start))
+            events.append(Gap(recipients, self.gid, first, last))
+        events += [
             NewMessage(recipients, message, msgids.position_of(message.msgid))
             for message in cursor.pulled(pulled, page)
         ]

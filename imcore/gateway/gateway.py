@@ -202,18 +202,23 @@ class Gateway:
         """
         if not is_number(timeout_s):
             raise InvalidInput(f"timeout_s must be seconds; it is {reprlib.repr(timeout_s)}")
-        core = self._core
         deadline = time.monotonic() + timeout_s
-        if core:
+        if core := self._core:
             core.confirm()
             self._read(0.0)
             self._perform(core.step())
-        while not self._waker.is_awake and not (core and core.has_events()) and (now := time.monotonic()) < deadline:
-            self._read(min(deadline, core.due() if core else deadline) - now)
-            if core and not core.has_events():
-                self._perform(core.step())
+            self._wait(core, deadline)
+        else:
+            self._read(timeout_s)
         self._waker.reset()
         return core.take() if core else []
+
+    def _wait(self, core: Core, deadline: float) -> None:
+        """Go on until there are events, or somebody wakes this, or the time is over."""
+        while not (core.has_events() or self._waker.is_awake) and (now := time.monotonic()) < deadline:
+            self._read(min(deadline, core.due()) - now)
+            if not core.has_events():
+                self._perform(core.step())
 
     def requeue(self, count: int) -> None:
         """Make the last `count` events of the last `poll` not received: they come again. Raise InvalidInput.
@@ -296,11 +301,10 @@ class Listener:
             events = self._poll(1.0)
             self._not_yielded = len(events)
             for event in events:
-                *items, last = items_of(event) or (None,)
-                yield from filter(None, items)
+                items = items_of(event)
+                yield from items[:-1]
                 self._not_yielded -= 1
-                if last:
-                    yield last
+                yield from items[-1:]
 
     def poll(self, timeout_s: float) -> list[Message | Receipt]:
         """Return new items, after waiting at most so long for the first. They count as received with the next call."""

@@ -101,8 +101,8 @@ class DelayQueue(Generic[T]):
     def step(self) -> Effects[None]:
         yield from self.run(self._clock())
 
-    def run(self, now: float) -> Effects[None]:
-        """Run the operation for the next things; `inf` for those that wait, too."""
+    def run(self, now: float) -> Effects[dict[T, ImError]]:
+        """Run the operation for the next things; `inf` for those that wait, too. Return the errors of those refused."""
         things = self.take(self.limit, now)
         try:
             refused = yield from self._operation(things)
@@ -113,6 +113,7 @@ class DelayQueue(Generic[T]):
         for thing, error in refused.items():
             self._log.note(error, self._text)
             self.postpone(thing, self._clock())
+        return refused
 
     def postpone(self, thing: T, now: float) -> None:
         """Let a thing wait that was refused: longer than the last time, unless it has `succeeded` since."""

@@ -219,8 +219,9 @@ class Heartbeat:
         return session_calls.heartbeat(self._space, session.uid, session.sid, self._settings.online_ms, opens=opens)
 
     def flush(self) -> Effects[None]:
-        """End the sessions of `end_soon` now. Raise TryAgain if Redis does not answer."""
-        yield from self._to_end.run(math.inf)
+        """End the sessions of `end_soon` now. Raise TryAgain if some of them have to wait."""
+        for error in (yield from self._to_end.run(math.inf)).values():
+            raise error
 
     def end_soon(self, sessions: Sequence[Session]) -> None:
         """End sessions at the server as soon as it answers. Without an answer they expire."""

@@ -59,14 +59,15 @@ class MessagesAfter(SqlQuery[list[MessageRow]]):
 
 @dataclass(frozen=True, slots=True)
 class MessagesBefore(SqlQuery[list[MessageRow]]):
-    """The last messages with msgid < before."""
+    """The last messages with msgid < before, without the newest `skip`."""
 
     gid: str
     before: int
     limit: int
+    skip: int = 0
 
     def run(self, database: "Database") -> list[MessageRow]:
-        return database.messages_before(self.gid, self.before, limit=self.limit)
+        return database.messages_before(self.gid, self.before, limit=self.limit, skip=self.skip)
 
 
 Sides = tuple[list[MessageRow], list[MessageRow]]
@@ -176,28 +177,20 @@ def _gids(answers: Sequence[list[str] | ImError]) -> set[str]:
     return {gid for gids in answers if not isinstance(gids, ImError) for gid in gids}
 
 
-class MessageRange(NamedTuple):
-    """The messages between two of a group, these included (packed msgids)."""
-
-    first: int
-    last: int
-
-
-def without_left_out(gid: str, pulled: PullResult) -> Effects[tuple[PullResult, MessageRange | None]]:
-    """Return a pull that begins after all that it leaves out, and what that is; None for nothing. Raise SQL's error."""
-    left_out = pulled.left_out
+def begun(gid: str, pulled: PullResult) -> Effects[PullResult]:
+    """Return a pull that begins after all that it leaves out, of which SQL may know more. Raise SQL's error."""
+    left_out, start = pulled.left_out, pulled.start
     if left_out is None:
-        return pulled, None
+        return pulled
     if left_out.keep is not None:
-        rows = yield from MessagesBefore(gid, pulled.trimmed + 1, left_out.keep + 1)
-        if len(rows) <= left_out.keep or rows[0].msgid <= left_out.after:
-            return pulled, None
-        pulled = pulled._replace(start=rows[0].msgid)
-    first = left_out.first
+        rows = yield from MessagesBefore(gid, pulled.trimmed + 1, 1, left_out.keep)
+        if not rows or rows[0].msgid <= left_out.after:
+            return pulled._replace(left_out=None)
+        start = rows[0].msgid
     if left_out.after < pulled.trimmed:
         rows = yield from MessagesAfter(gid, left_out.after, pulled.trimmed, 1)
-        first = rows[0].msgid if rows else first
-    return pulled, MessageRange(first, pulled.start)
+        left_out = left_out._replace(first=rows[0].msgid) if rows else left_out
+    return pulled._replace(start=start, left_out=left_out)
 
 
 def page(space: Keyspace, gid: str, pulled: PullResult, most: int) -> Effects[MessagePage | ImError]:

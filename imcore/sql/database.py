@@ -202,10 +202,10 @@ class Database:
         )
         return self._rows(query if until is None else query.where(GROUP_MSGS.c.msgid <= until))
 
-    def messages_before(self, gid: str, before: int, *, limit: int) -> list[MessageRow]:
-        """Return the newest `limit` messages with msgid < before, oldest first."""
+    def messages_before(self, gid: str, before: int, *, limit: int, skip: int = 0) -> list[MessageRow]:
+        """Return the newest `limit` messages with msgid < before, without the newest `skip`, oldest first."""
         query = self._messages(gid).where(GROUP_MSGS.c.msgid < before, has_msgid()).order_by(GROUP_MSGS.c.msgid.desc())
-        return self._rows(query.limit(limit))[::-1]
+        return self._rows(query.limit(limit).offset(skip))[::-1]
 
     def read_times(self, gid: str, msgid: int) -> dict[str, int]:
         """Return when the members read the message, in milliseconds since 1970 by uid: when their offset passed it."""

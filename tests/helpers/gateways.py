@@ -2,15 +2,17 @@
 
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from redis.cluster import RedisCluster
 
-from imcore import Event, Gap, Gateway, Joined, Left, Message, NewMessage, Receipt, ReceiptsChanged, Session
+from imcore import Chat, Event, Gap, Gateway, Joined, Left, Message, NewMessage, Receipt, ReceiptsChanged, Session
+from imcore.operations.effects import Effect, RedisCalls, SqlQuery, StartCalls
 from imcore.streams.rounds import Client
+from tests.helpers.async_driver import before_effects
 
 MOST_S = 20.0
 
@@ -59,6 +61,25 @@ class Audience:
 
 def _is_there(session: Session) -> bool:
     return session.is_synced and not any(cursor.behind for cursor in session.cursors.values())
+
+
+class Requests:
+    """What a gateway asks for: round trips to Redis, calls by function, and SQL queries."""
+
+    def __init__(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: Counter[str] = Counter()
+        self.trips = self.sql = 0
+        before_effects(chat, monkeypatch, self._note)
+
+    def _note(self, question: Effect[Any]) -> None:
+        self.sql += isinstance(question, SqlQuery)
+        if isinstance(question, RedisCalls | StartCalls):
+            self.trips += 1
+            self.calls.update(call.function or str(call.args[0]) for call in question.calls)
+
+    def clear(self) -> None:
+        self.calls.clear()
+        self.trips = self.sql = 0
 
 
 class Clock:

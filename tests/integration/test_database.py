@@ -143,6 +143,8 @@ class TestReads:
         assert database.messages_before("g", at(4), limit=2) == messages[1:3]
         assert database.messages_before("g", at(4), limit=9) == messages[:3]
         assert database.messages_before("g", at(1), limit=9) == []
+        assert database.messages_before("g", at(4), limit=1, skip=1) == messages[1:2]
+        assert database.messages_before("g", at(4), limit=1, skip=3) == []
 
     def test_meta(self, database: Database) -> None:
         assert database.meta("partitions") is None

@@ -7,8 +7,7 @@ since. `IM_RECONCILE_SEEDS=500 pytest tests/integration/test_reconcile.py` plays
 import os
 import random
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import pytest
 from sqlalchemy import text
@@ -32,28 +31,13 @@ from tests.helpers.devices import listen, texts
 from tests.helpers.dying import Dying, DyingDatabase, KilledError
 from tests.helpers.dying import KilledError as KilledWorkerError
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.snapshot import Snapshot
 from tests.helpers.workers import persist
 
 SEEDS = range(int(os.environ.get("IM_RECONCILE_SEEDS", "12")))
 GIDS = ("#ubuntu", "群主")
 UIDS = ("ann", "bob", "cy", "dee", "[red]eve")
 HOUR = 3_600_000
-
-
-@dataclass
-class Snapshot:
-    """All keys of a server, as they were."""
-
-    keys: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, client: Any) -> "Snapshot":
-        return cls({key: (max(client.pttl(key), 0), client.dump(key)) for key in client.scan_iter()})
-
-    def restore(self, client: Any) -> None:
-        client.flushall()
-        for key, (ttl, value) in self.keys.items():
-            client.restore(key, ttl, value)
 
 
 @pytest.fixture

@@ -171,7 +171,8 @@ def pull(
         apart, left_out = _apart(gid, uids, numbers), _left_out(*skipped) if skipped else None
         return PullResult(int(start), int(trimmed), head_seq, messages, more == 1, apart, left_out)
 
-    args: list[Value] = [or_empty(after), count, most_bytes, or_empty(newest), *uids]
+    limit = "" if newest is None else min(newest, msgids.HIGHEST)
+    args: list[Value] = [or_empty(after), count, most_bytes, limit, *uids]
     return Call("im_pull", (k.meta, k.stream, k.acked, k.joined, k.recalled), tuple(args), decode, gid)
 
 

@@ -2,12 +2,15 @@
 
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from imcore import Chat, Message, Receipt, Session
 from imcore import msgid as msgids
+from imcore.errors import DatabaseUnavailable
 from imcore.gateway.gateway import Gateway
+from imcore.operations.effects import Effect, SqlQuery
 from imcore.settings import Settings
 from imcore.streams.keys import SEPARATOR
 from imcore.workers.receipts import ReceiptsWorker
@@ -227,11 +230,13 @@ def test_an_ack_of_no_message_is_refused_and_takes_no_other_ack_with_it(
     chat: Chat, other: Chat, every: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given acks of messages among acks of what is none: of the future, of a moment without a message, of other groups
-    first, second = say(other, "1", "2")
+    [first], [second] = say(other, "1"), say(other, "2")
+    while second.msgid.split("-")[0] == first.msgid.split("-")[0]:
+        [second] = say(other, "2")  # in another millisecond
+    between = msgids.unpack(msgids.pack(second.msgid) - 1)
     other.create_group("home", ["ann"])
     [elsewhere] = say(other, "3", gid="home")
     future = msgids.unpack(msgids.pack(second.msgid) + (5000 << msgids.COUNTER_BITS))
-    between = msgids.unpack(msgids.pack(first.msgid) + 1)
     with chat.gateway(acks="client", ack_every=every, ack_interval_s=0.05) as gateway:
         audience = Audience(gateway)
         bob, cyd = entered(audience, "bob", "cyd")
@@ -344,3 +349,32 @@ def test_polled_receipts_come_once_also_without_acks(chat: Chat, other: Chat) ->
         push_receipts(other, message)
         audience.until(lambda: len(audience.receipts[ann]) == 2)
         assert audience.receipts[ann][1].read == 2
+
+
+def test_an_ack_of_a_trimmed_message_waits_alone_for_the_database(
+    chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a database that is away, and an ack of a message that only it has
+    first, second = say(other, "1", "2")
+    leave_to_sql(other, first.msgid)
+    answer = chat.performer.perform_one
+
+    def away(effect: Effect[Any]) -> Any:
+        if isinstance(effect, SqlQuery):
+            raise DatabaseUnavailable
+        return answer(effect)
+
+    with chat.gateway(acks="client", ack_interval_s=0.02) as gateway:
+        audience = Audience(gateway)
+        bob, cyd = (gateway.open(uid, start="live") for uid in ("bob", "cyd"))
+        audience.settled()
+        monkeypatch.setattr(chat.performer, "perform_one", away)
+        gateway.received(bob, "team", first.msgid)
+        gateway.end(bob)
+        # Then others are acked
+        gateway.received(cyd, "team", second.msgid)
+        audience.until(lambda: offset(other, "cyd") == second.msgid)
+        assert offset(other, "bob") is None
+        # And it is acked once the database is back
+        monkeypatch.setattr(chat.performer, "perform_one", answer)
+        audience.until(lambda: offset(other, "bob") == first.msgid)

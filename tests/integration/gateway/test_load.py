@@ -3,17 +3,15 @@
 import socket
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from imcore import Chat, NewMessage
 from imcore.gateway import catch_up
 from imcore.model.values import Draft
-from imcore.operations.effects import Effect, RedisCalls, SqlQuery, StartCalls, raised
+from imcore.operations.effects import raised
 from imcore.settings import Settings
-from tests.helpers.async_driver import before_effects
-from tests.helpers.gateways import Audience, Clock, kill_connections, subscriptions
+from tests.helpers.gateways import Audience, Clock, Requests, kill_connections, subscriptions
 from tests.helpers.servers import start_valkey
 from tests.helpers.silent_proxy import SilentProxy
 from tests.helpers.talk import leave_to_sql, push_receipts, say
@@ -25,25 +23,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning
 def redis_url(valkey: str) -> str:
     """One server: what is asked here does not depend on the kind of server."""
     return valkey
-
-
-class Requests:
-    """What a gateway asks for: round trips to Redis, calls by function, and SQL queries."""
-
-    def __init__(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: Counter[str] = Counter()
-        self.trips = self.sql = 0
-        before_effects(chat, monkeypatch, self._note)
-
-    def _note(self, question: Effect[Any]) -> None:
-        self.sql += isinstance(question, SqlQuery)
-        if isinstance(question, RedisCalls | StartCalls):
-            self.trips += 1
-            self.calls.update(call.function or str(call.args[0]) for call in question.calls)
-
-    def clear(self) -> None:
-        self.calls.clear()
-        self.trips = self.sql = 0
 
 
 @pytest.fixture
@@ -201,7 +180,7 @@ def test_sessions_at_one_point_pull_together(chat: Chat, other: Chat, requests: 
         say(other, *(str(number) for number in range(700)))
         audience.until(lambda: all(len(audience.heard(session)) == 701 for session in sessions))
         # Then they are few who ask, and not one by one
-        audience.settled()
+        audience.until(lambda: all(session.reconnects == 1 for session in sessions))
         assert requests.calls["im_pull"] <= 5
         assert requests.calls["SMEMBERS"] == 200 * chat.system.client.space.partitions
         assert requests.trips < 60

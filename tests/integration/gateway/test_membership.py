@@ -1,7 +1,8 @@
 """A session hears a group from the join on, until the user leaves it."""
 
+from imcore import Joined, Left, NewMessage, Session
 from imcore.chat import Chat
-from tests.helpers.gateways import Audience
+from tests.helpers.gateways import Audience, kill_connections
 from tests.helpers.talk import offset, say
 
 
@@ -63,3 +64,76 @@ def test_every_session_hears_a_group_from_the_join_on(chat: Chat, other: Chat) -
         say(chat, "3", sender="bob")
         # Then
         slow_audience.until(lambda: slow_audience.heard(two) == ["1", "2", "3"])
+
+
+def changes(audience: Audience, session: Session) -> list[tuple[type, str]]:
+    return [(type(each), each.gid) for each in audience.changes[session]]
+
+
+def test_joins_and_leaves_are_told_once_each_around_the_messages(chat: Chat, other: Chat) -> None:
+    # Given two sessions of one user, and one of another
+    chat.create_group("home", ["ann", "bob"])
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        sessions = [gateway.open("bob"), gateway.open("bob", start="live")]
+        ann = gateway.open("ann")
+        audience.settled()
+        # When
+        order: list[object] = []
+        other.create_group("team", ["ann", "bob"])
+        say(other, "1")
+        while "1" not in order:
+            events = [event for event in audience.poll() if sessions[0] in event.sessions]
+            order += [event.message.content if isinstance(event, NewMessage) else type(event) for event in events]
+        other.remove_members("team", ["bob"])
+        audience.until(lambda: len(audience.changes[sessions[1]]) == 2)
+        other.add_members("team", ["bob"])
+        say(other, "2")
+        audience.until(lambda: all(audience.heard(session) == ["1", "2"] for session in sessions))
+        # Then
+        audience.settled()
+        assert order == [Joined, "1"]
+        for session in sessions:
+            assert changes(audience, session) == [(Joined, "team"), (Left, "team"), (Joined, "team")]
+        assert changes(audience, ann) == [(Joined, "team")]
+
+
+def test_joins_and_leaves_that_a_lost_subscription_hid_are_told(chat: Chat, other: Chat) -> None:
+    chat.create_group("old", ["ann", "bob"])
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob")
+        audience.settled()
+        for number in range(3):
+            # When
+            kill_connections(other.system.client.driver, "pubsub")
+            other.create_group(f"new{number}", ["ann", "bob"])
+            other.remove_members("old" if number == 0 else f"new{number - 1}", ["bob"])
+            say(other, "hi", gid=f"new{number}")
+            audience.until(lambda n=number: audience.heard(bob, f"new{n}") == ["hi"])
+            audience.until(lambda n=number: len(audience.changes[bob]) == 2 * (n + 1))
+        # Then
+        audience.settled()
+        assert set(changes(audience, bob)) == {
+            *((Joined, f"new{number}") for number in range(3)),
+            *((Left, gid) for gid in ("old", "new0", "new1")),
+        }
+        assert len(audience.changes[bob]) == 6
+
+
+def test_a_group_that_is_gone_is_left(chat: Chat, other: Chat) -> None:
+    # Given a leave whose news never comes: a message shows it
+    chat.create_group("team", ["ann", "bob"])
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob")
+        audience.settled()
+        channel = other.system.client.space.inboxes("bob")
+        gateway._core._channels.owners = {
+            name: owner for name, owner in gateway._core._channels.owners.items() if name not in channel
+        }
+        other.remove_members("team", ["bob"])
+        gateway._core._catch_up.fall_behind(gateway._core._channels.groups["team"])
+        audience.until(lambda: changes(audience, bob) == [(Left, "team")])
+        assert bob.cursors == {}
+        gateway._core._channels.owners.update((name, gateway._core._channels._inboxes["bob"]) for name in channel)

@@ -189,6 +189,7 @@ def test_a_live_session_begins_with_what_comes_and_knows_what_is_unread(chat: Ch
 
 @pytest.mark.parametrize("request_", [{"start": "now"}, {"start": None}, {"most": -1}, {"most": "5"}, {"most": True}])
 def test_a_beginning_that_cannot_be_is_refused(chat: Chat, request_: dict[str, Any]) -> None:
+    chat.create_group("team", ["bob"])
     with chat.gateway() as gateway, pytest.raises(InvalidInput):
         gateway.open("bob", **request_)
     assert chat.online(["bob"]) == set()
