@@ -29,6 +29,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "dm": ("chat", "Send a message to one person."),
         "pull": ("chat", "Show what a member has not acked, oldest first."),
         "ack": ("chat", "Confirm everything up to a message."),
+        "history": ("history", "Page through what a member may see, read or not."),
         "unread": ("chat", "Count what a member has not read, per group."),
         "status": ("chat", "Show how many have read each message, or who has read one."),
         "recall": ("chat", "Withdraw a message: what it said is gone for good."),

@@ -42,7 +42,7 @@ _KEYS: dict[type, tuple[str, ...]] = {
     Unread: UNREAD_COLUMNS,
 }
 """The keys of the types that have more fields than are printed."""
-_KEYS_IF_SET = ("recalled", "recalls")
+_KEYS_IF_SET = ("recalled", "recalls", "meta", "recipients")
 
 _RULE = re.compile(r"(?:[A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)[+-]?\d")
 """The beginning of a value of TZ that gives the distance from UTC itself, as in POSIX, instead of naming a zone."""
@@ -51,10 +51,11 @@ Value = Message | LogLine | Group | Member | Ack | Receipt | Unread
 
 
 def record_of(value: Value) -> Record:
-    """Return the object of a value. `recalled` and `recalls` are there only where they apply."""
+    """Return the object of a value. It has the keys of _KEYS_IF_SET only where they apply."""
     keys = _KEYS.get(type(value)) or [field.name for field in fields(value)]
     record = {key: getattr(value, key) for key in keys}
-    return record | {key: flag for key in _KEYS_IF_SET if (flag := getattr(value, key, None))}
+    extra = {key: getattr(value, key, None) for key in _KEYS_IF_SET}
+    return record | {key: each for key, each in extra.items() if each is not None and each is not False}
 
 
 def tally_record(tally: MessageTally) -> Record:

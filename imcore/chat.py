@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from imcore.errors import ImError
 from imcore.gateway.core import SessionOptions
@@ -33,6 +33,9 @@ class Chat:
     Every method raises InvalidInput for a name, content or msgid that cannot exist, UnknownGroup for an unknown gid,
     RedisUnavailable when no answer comes. A call that raised has changed nothing. Only after RedisUnavailable that is
     unknown; then all calls but a send without client_msgid may be repeated.
+
+    Threads may share a Chat once its first call has returned. What `groups` and `members` return is for one thread,
+    like each gateway and listener. A forked process makes its own Chat. Values, such as Message, are for any thread.
     """
 
     def __init__(self, system: System) -> None:
@@ -108,15 +111,22 @@ class Chat:
         sender_uid: str,
         client_msgid: str | None = None,
         sent_at: datetime | None = None,
+        meta: Mapping[str, Any] | None = None,
     ) -> Message:
         """Store a message, and tell every member who is online.
 
         A client_msgid makes it safe to repeat: for 24 hours (IM_IDEMPOTENCY_MS) the same sender's same client_msgid in
-        that group is answered with the message it made the first time. Raise NotMember, RedisFull.
+        that group is answered with the message it made the first time. `meta` is a JSON object of at most 4096 bytes
+        (IM_MAX_META_BYTES) beside the text, such as a kind or an attachment: nothing here reads it, and a recall
+        deletes it. Raise NotMember, RedisFull.
         """
         return self.performer.perform(
             messages.send(
-                self.system.settings, gid, content, sender_uid=sender_uid, client_msgid=client_msgid, sent_at=sent_at
+                self.system.settings,
+                gid,
+                Draft(sender_uid, content, meta=meta),
+                client_msgid=client_msgid,
+                sent_at=sent_at,
             )
         )
 
@@ -143,10 +153,20 @@ class Chat:
         """
         return self.performer.perform(messages.recall(gid, msgid, by=by, admin=admin))
 
-    def send_direct(self, uid: str, content: str, *, sender_uid: str, client_msgid: str | None = None) -> Message:
+    def send_direct(
+        self,
+        uid: str,
+        content: str,
+        *,
+        sender_uid: str,
+        client_msgid: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Message:
         """Send one-to-one. The first send creates the chat of the two (or with oneself); its gid is `direct.gid_of`."""
         return self.performer.perform(
-            messages.send_direct(self.system.settings, uid, content, sender_uid=sender_uid, client_msgid=client_msgid)
+            messages.send_direct(
+                self.system.settings, uid, Draft(sender_uid, content, meta=meta), client_msgid=client_msgid
+            )
         )
 
     def pull(self, uid: str, gid: str | None = None, *, limit: int | None = None) -> list[Message]:

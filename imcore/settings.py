@@ -23,6 +23,7 @@ MOST_DAYS_KEPT = 100_000
 _HIGHEST = {
     "partitions": 16_384,  # the slots of a cluster
     "max_content_bytes": 256 * 1024 * 1024,  # half of what Redis takes in one piece
+    "max_meta_bytes": 1024 * 1024,
     "keep_ms": MOST_DAYS_KEPT * _DAY_MS,
     "keep_read_times_ms": MOST_DAYS_KEPT * _DAY_MS,
 }
@@ -35,7 +36,7 @@ _MOST_DIGITS = len(str(max(_HIGHEST.values())))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Addresses, limits and intervals. Make it with `Settings.from_env`."""
+    """Addresses, limits and intervals. Make it with `Settings.from_env`. It never changes: any thread may use it."""
 
     data_dir: Path
     redis_url: str = field(repr=False)  # these three may hold passwords
@@ -44,6 +45,8 @@ class Settings:
     partitions: int | None = None
     """The partition count of new data; None: that of the data in Redis, or 8."""
     max_content_bytes: int = 65_536
+    max_meta_bytes: int = 4096
+    """The longest meta of a message, as compact JSON."""
     idempotency_ms: int = _DAY_MS
     """The least time in which a repeated client_msgid is recognised."""
     batch_size: int = 500

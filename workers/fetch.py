@@ -86,7 +86,7 @@ def _fetch_recalled(client: RedisClient, items: Sequence[WorkItem]) -> None:
         with suppress(IndexError, ValueError):  # it cannot be read, and is a problem of its own entry
             for entry_id, fields in page:
                 message = wire.message_row(row.gid, msgids.pack_id(entry_id), wire.values_of(fields))
-                item.messages.append((message._replace(content=""), False))
+                item.messages.append((message.without_text(), False))
 
 
 def _recalled_by(client: RedisClient, tombstone: MessageRow) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from imcore.cli.catalogue import COMMANDS
 from imcore.cli.names import name, peer_in, to_gid
 from imcore.device.local_database import LocalDatabase, Outgoing, path_of, try_out
 from imcore.errors import InvalidInput, LocalDatabaseError, TryAgain
-from imcore.model.values import Group, Message
+from imcore.model.meta import from_text, size_of
+from imcore.model.values import Draft, Group, Message
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
@@ -31,6 +32,12 @@ def _sending_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--from", "sender_uid", metavar="UID", required=True, help="Who sends it."),
         click.option(
             "--client-msgid", metavar="ID", help="Makes it safe to repeat: the same ID again stores nothing new."
+        ),
+        click.option(
+            "--meta",
+            "meta_json",
+            metavar="JSON",
+            help="A JSON object beside the text, for programs: commands show it with --json only.",
         ),
         click.option(
             "--queue",
@@ -158,12 +165,13 @@ def recall(run: Invocation, gid: str, msgid: str, *, by_uid: str, admin: bool, n
 def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid: str | None) -> None:
     """Send to a group, or one-to-one to `to_uid`."""
     uid, client_msgid, keeps = options["sender_uid"], options["client_msgid"], not options["no_local"]
+    meta = None if options["meta_json"] is None else from_text(options["meta_json"])
     with run.chat() as chat:
         content = _content(text, chat.system.settings.max_content_bytes)
         if options["queue"]:
             if client_msgid or not keeps:
                 raise click.UsageError("--queue chooses the client_msgid itself and needs the local database")
-            _queue(run, chat, uid, content, gid, to_uid)
+            _queue(run, chat, Draft(uid, content, meta=meta), gid, to_uid)
             return
 
         def send_after_waiting(device: "Device | None") -> Message:
@@ -173,10 +181,11 @@ def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid:
                 if flushed.stopped_by:  # no later message may overtake it
                     raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
             if to_uid is None:
-                return chat.send(gid, content, sender_uid=uid, client_msgid=client_msgid)
-            return chat.send_direct(to_uid, content, sender_uid=uid, client_msgid=client_msgid)
+                return chat.send(gid, content, sender_uid=uid, client_msgid=client_msgid, meta=meta)
+            return chat.send_direct(to_uid, content, sender_uid=uid, client_msgid=client_msgid, meta=meta)
 
-        _store(run, chat, uid, send_after_waiting, content=content, keeps=keeps)
+        size = len(content.encode(errors="replace")) + size_of(meta)
+        _store(run, chat, uid, send_after_waiting, size=size, keeps=keeps)
 
 
 def _ack_newest(chat: "Chat", uid: str, messages: "Sequence[Message]") -> None:
@@ -184,14 +193,15 @@ def _ack_newest(chat: "Chat", uid: str, messages: "Sequence[Message]") -> None:
         chat.ack(uid, gid, msgid)
 
 
-def _queue(run: Invocation, chat: "Chat", uid: str, content: str, gid: str, to_uid: str | None) -> None:
+def _queue(run: Invocation, chat: "Chat", draft: Draft, gid: str, to_uid: str | None) -> None:
     from imcore.device.device import Device  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
+    uid = draft.sender_uid
     with local_database(run, uid) as database:
         device = Device(chat, uid, database)
         with suppress(TryAgain):
             device.check_dataset()
-        outgoing = device.queue(content, gid=gid, to_uid=to_uid)
+        outgoing = device.queue(draft.content, gid=gid, to_uid=to_uid, meta=draft.meta)
         flushed = device.flush()
         complain_of_refused(flushed, besides=outgoing)
         sent = {message.client_msgid: message for message in flushed.sent}
@@ -251,15 +261,15 @@ def _store(
     uid: str,
     send: "Callable[[Device | None], Message]",
     *,
-    content: str = "",
+    size: int = 0,
     keeps: bool,
 ) -> None:
     """Send a message of a user, and show it. If it `keeps` them, keep it in the local database.
 
     A user who has no local database and is in no group gets it with the first message: the name may be mistyped. Raise
-    LocalDatabaseError before anything is sent, if a message with this content cannot be kept there.
+    LocalDatabaseError before anything is sent, if a message of this size (in bytes) cannot be kept there.
     """
-    with _sending_device(run, chat, uid, content) if keeps else nullcontext() as device:
+    with _sending_device(run, chat, uid, size) if keeps else nullcontext() as device:
         message = send(device)
         if keeps:
             try:
@@ -270,11 +280,11 @@ def _store(
     _show_stored(run, chat, uid, message)
 
 
-def _sending_device(run: Invocation, chat: "Chat", uid: str, content: str) -> "AbstractContextManager[Device | None]":
+def _sending_device(run: Invocation, chat: "Chat", uid: str, size: int) -> "AbstractContextManager[Device | None]":
     path = path_of(run.settings().data_dir, uid)
     chat.system.client.require_functions(writes=True)  # as a send does: what comes before it only reads
     is_known = path.exists() or bool(chat.groups_of(uid))
-    try_out(path, uid, len(content.encode(errors="replace")))
+    try_out(path, uid, size)
     return device_of(run, chat, uid) if is_known else nullcontext()
 
 

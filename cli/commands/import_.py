@@ -20,8 +20,8 @@ def import_(run: Invocation, file: str) -> None:
     """FILE has one JSON object a line, in UTF-8, or in UTF-16 with a byte order mark; it may be compressed by gzip. `-`
     reads stdin. A line that is not valid is reported and passed over. The same file again adds no message, and an
     interrupted import continues where it ended; members are set to what the end of the file says, whatever has changed
-    since. A message needs a client_msgid, and may have a "time" (ISO 8601), which SQL keeps as its sent_at; other keys
-    are ignored:
+    since. A message needs a client_msgid, and may have a "time" (ISO 8601), which SQL keeps as its sent_at, and a
+    "meta" (a JSON object); other keys are ignored:
 
     \b
     {"type": "message", "gid": "team", "uid": "ann", "content": "Hi", "client_msgid": "17"}

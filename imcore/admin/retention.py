@@ -143,7 +143,7 @@ def _trim_stream(system: System, limit: _Limit) -> int:
     for row in _stored(system, limit.gid):
         if not limit.may_drop(row):
             break
-        bound, waiting, characters = row.msgid, waiting + 1, characters + len(row.content)
+        bound, waiting, characters = row.msgid, waiting + 1, characters + len(row.content) + len(row.meta or "")
         if waiting == _TRIM_AT_ONCE or characters >= _TRIM_CHARACTERS:
             dropped += _trim_up_to(system, limit.gid, bound)
             bound = waiting = characters = 0

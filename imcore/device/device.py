@@ -25,6 +25,7 @@ from imcore.gateway.core import SessionOptions
 from imcore.gateway.gateway import Listener
 from imcore.model.direct import gid_of, is_direct, peer_of
 from imcore.model.limits import check_content, check_name, check_resume_points
+from imcore.model.meta import Meta, check_meta
 from imcore.model.values import LogLine, Message, Receipt, Tally
 from imcore.operations.effects import raised
 from imcore.operations.messages import after
@@ -50,7 +51,7 @@ class Flushed(NamedTuple):
 
 
 class Device:
-    """Joins a Chat and a LocalDatabase. Raises what these raise.
+    """Joins a Chat and a LocalDatabase. Raises what these raise. For the thread that has opened the database.
 
     A local database is for the data of one server. If the server has other data, every method that needs the server
     raises LocalDatabaseError, and has done nothing.
@@ -75,12 +76,16 @@ class Device:
             self._local.bind(None if dataset is None else dataset.decode(), self._client.address)
             self._has_checked = dataset is not None
 
-    def queue(self, content: str, *, gid: str | None = None, to_uid: str | None = None) -> Outgoing:
+    def queue(
+        self, content: str, *, gid: str | None = None, to_uid: str | None = None, meta: Meta | None = None
+    ) -> Outgoing:
         """Put a message into the outbox, to a group or one-to-one. It is sent once, in order. Raise InvalidInput."""
-        check_content(content, self._chat.system.settings.max_content_bytes)
+        settings = self._chat.system.settings
+        check_content(content, settings.max_content_bytes)
+        checked = check_meta(meta, settings.max_meta_bytes)
         if to_uid is not None:
             gid = gid_of(check_name(to_uid, "uid"), self._uid)
-        return self._local.queue(check_name(gid or "", "gid"), content, to_uid=to_uid)
+        return self._local.queue(check_name(gid or "", "gid"), content, to_uid=to_uid, meta=checked)
 
     def flush(self) -> Flushed:
         """Send the outbox in order. Stop, and leave the rest, when the server cannot take it now.
@@ -115,10 +120,10 @@ class Device:
         return flushed
 
     def _send(self, outgoing: Outgoing) -> Message:
-        _, gid, to_uid, content, client_msgid = outgoing
+        _, gid, to_uid, content, client_msgid, meta = outgoing
         if to_uid is not None:
-            return self._chat.send_direct(to_uid, content, sender_uid=self._uid, client_msgid=client_msgid)
-        return self._chat.send(gid, content, sender_uid=self._uid, client_msgid=client_msgid)
+            return self._chat.send_direct(to_uid, content, sender_uid=self._uid, client_msgid=client_msgid, meta=meta)
+        return self._chat.send(gid, content, sender_uid=self._uid, client_msgid=client_msgid, meta=meta)
 
     def unsent_line(self, outgoing: Outgoing) -> LogLine:
         """Return the log line of a message that waits in the outbox. Raise RefusedError, InvalidInput."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, NoneType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from imcore import msgid as msgids
 from imcore.device.local_file import LocalFile, check_room
@@ -27,6 +27,7 @@ from imcore.model.limits import (
     check_resume_point,
     check_time,
 )
+from imcore.model.meta import Meta, from_text, to_text
 from imcore.model.values import LogLine, Message, Receipt, Tally
 
 PAGE = 500
@@ -37,8 +38,8 @@ _ROOM_BYTES = 1 << 16
 
 # An own message may be kept after its tombstone has come.
 _INSERT = """
-INSERT INTO messages VALUES (?1, ?2, ?3, ?4,
-    CASE WHEN EXISTS (SELECT 1 FROM messages WHERE gid = ?1 AND recalls = ?2) THEN '' ELSE ?5 END, ?6, ?7, ?8)
+INSERT INTO messages SELECT ?1, ?2, ?3, ?4, iif(recalled, '', ?5), ?6, ?7, ?8, iif(recalled, NULL, ?9)
+FROM (SELECT EXISTS (SELECT 1 FROM messages WHERE gid = ?1 AND recalls = ?2) AS recalled) WHERE true
 ON CONFLICT DO NOTHING
 """
 _SET_TALLY = """
@@ -51,12 +52,12 @@ ON CONFLICT (gid) DO UPDATE SET msgid = excluded.msgid WHERE excluded.msgid > ms
 """
 # Each order is that of an index: SQLite sorts nothing, and the first lines come at once.
 _LINES = """
-SELECT m.gid, m.msgid, m.sender_uid, m.content, m.client_msgid, t.read, t.unread
+SELECT m.gid, m.msgid, m.sender_uid, m.content, m.client_msgid, m.meta, t.read, t.unread
 FROM messages m LEFT JOIN tallies t USING (gid, msgid) WHERE m.recalls IS NULL
 """
 _LOG, _LOG_OF_GROUP = f"{_LINES} ORDER BY m.msgid, m.gid", f"{_LINES} AND m.gid = :gid ORDER BY m.msgid"
 _OUTBOX = """
-SELECT gid, content, client_msgid, written_ms, refused FROM outbox WHERE :gid IS NULL OR gid = :gid ORDER BY id
+SELECT gid, content, client_msgid, meta, written_ms, refused FROM outbox WHERE :gid IS NULL OR gid = :gid ORDER BY id
 """
 _UNREAD_OWN = f"""
 SELECT gid, msgid, read, unread FROM tallies WHERE unread IS NOT 0 AND (msgid, gid) < (?, ?)
@@ -64,8 +65,8 @@ ORDER BY msgid DESC, gid DESC LIMIT {PAGE}
 """  # noqa: S608 (the number is ours)
 
 _TEXT_OR_NONE, _NUMBER_OR_NONE = (str, NoneType), (int, NoneType)
-_LINE = (str, int, str, str, _TEXT_OR_NONE, _NUMBER_OR_NONE, _NUMBER_OR_NONE)
-_UNSENT = (str, str, str, int, _TEXT_OR_NONE)
+_LINE = (str, int, str, str, _TEXT_OR_NONE, _TEXT_OR_NONE, _NUMBER_OR_NONE, _NUMBER_OR_NONE)
+_UNSENT = (str, str, str, _TEXT_OR_NONE, int, _TEXT_OR_NONE)
 
 
 class Outgoing(NamedTuple):
@@ -76,6 +77,7 @@ class Outgoing(NamedTuple):
     to_uid: str | None
     content: str
     client_msgid: str
+    meta: Meta | None = None
 
 
 def path_of(data_dir: Path, uid: str) -> Path:
@@ -96,7 +98,7 @@ def try_out(path: Path, uid: str, content_bytes: int) -> None:
     scratch = folder / f"{path.stem}.{uuid.uuid4().hex}.try"
     try:
         with LocalFile(scratch, uid, called=path) as file, file.transaction() as connection:
-            connection.execute(_INSERT, ("", 0, 0, uid, "x" * content_bytes, None, None, None))
+            connection.execute(_INSERT, ("", 0, 0, uid, "x" * content_bytes, None, None, None, None))
     finally:
         with suppress(OSError):
             for ending in ("-shm", "-wal", ""):
@@ -104,7 +106,7 @@ def try_out(path: Path, uid: str, content_bytes: int) -> None:
 
 
 class LocalDatabase(LocalFile):
-    """One user's messages on one device.
+    """One user's messages on one device. For the thread that has opened it.
 
     One session holds it (`exclusive`). Short commands may read it meanwhile, and add what they have sent. Every method
     raises LocalDatabaseError if the database cannot be used, InvalidInput for values that it cannot keep; then nothing
@@ -196,20 +198,22 @@ class LocalDatabase(LocalFile):
         rows = self.rows(_UNREAD_OWN, (str, int, int, _NUMBER_OR_NONE), start)
         return {(gid, self._unpacked(msgid)): (read, unread) for gid, msgid, read, unread in rows}
 
-    def queue(self, gid: str, content: str, *, to_uid: str | None = None) -> Outgoing:
+    def queue(self, gid: str, content: str, *, to_uid: str | None = None, meta: Meta | None = None) -> Outgoing:
+        """Put a message into the outbox, with a meta that `check_meta` has returned."""
         client_msgid = uuid.uuid4().hex
         with self.transaction() as connection:
             if to_uid is not None:
                 self._note_peer(connection, gid, to_uid)
             cursor = connection.execute(
-                "INSERT INTO outbox (gid, to_uid, content, client_msgid, written_ms) VALUES (?, ?, ?, ?, ?)",
-                (gid, to_uid, content, client_msgid, time.time_ns() // 1_000_000),
+                "INSERT INTO outbox (gid, to_uid, content, client_msgid, written_ms, meta) VALUES (?, ?, ?, ?, ?, ?)",
+                (gid, to_uid, content, client_msgid, time.time_ns() // 1_000_000, _meta_text(meta)),
             )
-            return Outgoing(cursor.lastrowid or 0, gid, to_uid, content, client_msgid)
+            return Outgoing(cursor.lastrowid or 0, gid, to_uid, content, client_msgid, meta)
 
     def waiting(self) -> list[Outgoing]:
-        sql = "SELECT id, gid, to_uid, content, client_msgid FROM outbox WHERE refused IS NULL ORDER BY id"
-        return [Outgoing(*row) for row in self.rows(sql, (int, str, _TEXT_OR_NONE, str, str))]
+        sql = "SELECT id, gid, to_uid, content, client_msgid, meta FROM outbox WHERE refused IS NULL ORDER BY id"
+        rows = self.rows(sql, (int, str, _TEXT_OR_NONE, str, str, _TEXT_OR_NONE))
+        return [Outgoing(*row)._replace(meta=self._meta(row[-1])) for row in rows]
 
     def mark_tried(self) -> set[str]:
         """Note that the waiting messages are about to be sent; return the groups of those that may have been before."""
@@ -243,20 +247,29 @@ class LocalDatabase(LocalFile):
         yield from (self._unsent(*row) for row in self.rows(_OUTBOX, _UNSENT, {"gid": gid}))
 
     def _line(
-        self, gid: str, msgid: int, sender_uid: str, content: str, client_msgid: str | None, *tally: int
+        self, gid: str, msgid: int, sender_uid: str, content: str, client_msgid: str | None, *rest: Any
     ) -> LogLine:
-        text = self._unpacked(msgid)
+        text, (meta, *tally) = self._unpacked(msgid), rest
         state = _state(*tally) if sender_uid == self.uid else None
         is_recalled = not content  # no other message is empty
-        return LogLine(gid, text, msgids.time_of(text), sender_uid, content, client_msgid, state, is_recalled)
+        time = msgids.time_of(text)
+        return LogLine(gid, text, time, sender_uid, content, client_msgid, state, is_recalled, self._meta(meta))
 
-    def _unsent(self, gid: str, content: str, client_msgid: str, written_ms: int, refused: str | None) -> LogLine:
+    def _unsent(
+        self, gid: str, content: str, client_msgid: str, meta: str | None, written_ms: int, refused: str | None
+    ) -> LogLine:
         state = "waiting" if refused is None else f"refused: {refused}"
         try:
             written = msgids.from_ms(written_ms)
         except (OverflowError, ValueError) as error:
             raise self.damaged() from error
-        return LogLine(gid, None, written, self.uid, content, client_msgid, state)
+        return LogLine(gid, None, written, self.uid, content, client_msgid, state, meta=self._meta(meta))
+
+    def _meta(self, text: str | None) -> Meta | None:
+        try:
+            return None if text is None else from_text(text)
+        except InvalidInput as error:
+            raise self.damaged() from error
 
     def _unpacked(self, msgid: int, lowest: int = 1) -> str:
         if not lowest <= msgid <= msgids.HIGHEST:
@@ -271,10 +284,10 @@ class LocalDatabase(LocalFile):
         sent_at_ms = None if message.sent_at is None else check_time(message.sent_at)
         recalls = None if message.recalls is None else check_msgid(message.recalls)
         key, values = (message.gid, msgid), (message.seq, message.sender_uid, message.content, message.client_msgid)
-        connection.execute(_INSERT, (*key, *values, sent_at_ms, recalls))
+        connection.execute(_INSERT, (*key, *values, sent_at_ms, recalls, _meta_text(message.meta)))
         if recalls is not None or message.recalled:
             recalled = (message.gid, msgid if recalls is None else recalls)
-            connection.execute("UPDATE messages SET content = '' WHERE gid = ? AND msgid = ?", recalled)
+            connection.execute("UPDATE messages SET content = '', meta = NULL WHERE gid = ? AND msgid = ?", recalled)
             self.recalled_texts.note()
         if message.sender_uid != self.uid:
             self._note_peer(connection, message.gid, message.sender_uid)
@@ -288,6 +301,10 @@ class LocalDatabase(LocalFile):
         hidden = is_direct(check_handed_over(gid, "gid")) and peer_of(gid, self.uid) is None
         if hidden and peer_of(gid, self.uid, [uid]) is not None:
             connection.execute("INSERT INTO peers VALUES (?, ?) ON CONFLICT DO NOTHING", (gid, uid))
+
+
+def _meta_text(meta: Meta | None) -> str | None:
+    return None if meta is None else to_text(meta)
 
 
 def _state(read: int | None, unread: int | None) -> str:

@@ -20,14 +20,14 @@ from imcore.sql import sqlite_file
 from imcore.sql.sqlite_file import FileConnection
 from imcore.util.backoff import ThrottledLog
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 # Every message of the owner has a row in `tallies`: `unread` is NULL until this device has asked, and 0 at the end.
 _SCHEMA = """
 CREATE TABLE owner (uid TEXT NOT NULL, dataset TEXT, begun INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE messages (
     gid TEXT NOT NULL, msgid INTEGER NOT NULL, seq INTEGER NOT NULL, sender_uid TEXT NOT NULL, content TEXT NOT NULL,
-    client_msgid TEXT, sent_at_ms INTEGER, recalls INTEGER, PRIMARY KEY (gid, msgid)
+    client_msgid TEXT, sent_at_ms INTEGER, recalls INTEGER, meta TEXT, PRIMARY KEY (gid, msgid)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX chat ON messages (msgid, gid) WHERE recalls IS NULL;
 CREATE INDEX tombstones ON messages (gid, recalls) WHERE recalls IS NOT NULL;
@@ -39,7 +39,8 @@ CREATE TABLE resume_points (gid TEXT PRIMARY KEY, msgid INTEGER NOT NULL) STRICT
 CREATE TABLE peers (gid TEXT PRIMARY KEY, uid TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, gid TEXT NOT NULL, to_uid TEXT, content TEXT NOT NULL,
-    client_msgid TEXT NOT NULL UNIQUE, written_ms INTEGER NOT NULL, tried INTEGER NOT NULL DEFAULT 0, refused TEXT
+    client_msgid TEXT NOT NULL UNIQUE, written_ms INTEGER NOT NULL, tried INTEGER NOT NULL DEFAULT 0, refused TEXT,
+    meta TEXT
 ) STRICT;
 """
 

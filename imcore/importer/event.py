@@ -9,6 +9,7 @@ from typing import Any
 from imcore.errors import InvalidInput
 from imcore.importer.formats import json_object
 from imcore.model.limits import check_content, check_name, check_time
+from imcore.model.meta import check_meta
 
 _NAMES = {"message": ("client_msgid",), "join": (), "leave": (), "rename": ("new_uid",), "ack": ("client_msgid",)}
 """The types of events, and the names that each needs besides gid and uid."""
@@ -28,6 +29,7 @@ class Event:
     client_msgid: str = ""
     content: str = ""
     sent_at_ms: int | None = None
+    meta: dict[str, Any] | None = None
 
 
 def parse(line: bytes, *, max_content_bytes: int) -> Event:
@@ -40,6 +42,7 @@ def parse(line: bytes, *, max_content_bytes: int) -> Event:
     if type_ == "message":
         event["content"] = check_content(_text(fields, "content"), max_content_bytes)
         event["sent_at_ms"] = _time_ms(fields.get("time"))
+        event["meta"] = check_meta(fields.get("meta"), len(line))
     return Event(type_, **event)
 
 

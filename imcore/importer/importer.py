@@ -25,6 +25,7 @@ from imcore.errors import (
 from imcore.importer.event import Event, parse
 from imcore.importer.formats import Line, Unreadable, is_blank
 from imcore.model.limits import check_content
+from imcore.model.meta import check_meta
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.repair import window
@@ -172,6 +173,7 @@ class _GroupImport:
                     del self._memberships[event.uid]  # the sender joined again by the message
             return
         check_content(event.content, self._chat.system.settings.max_content_bytes)
+        check_meta(event.meta, self._chat.system.settings.max_meta_bytes)
         self._is_ahead = True
         self._apply_waiting()
         sent = self._as_member(event.uid, lambda: self._send(event))
@@ -216,7 +218,8 @@ class _GroupImport:
         self._run.summary.acks += ack.advanced
 
     def _send(self, event: Event) -> SendResult:
-        client, draft = self._chat.system.client, Draft(event.uid, event.content, event.client_msgid, event.sent_at_ms)
+        client = self._chat.system.client
+        draft = Draft(event.uid, event.content, event.client_msgid, event.sent_at_ms, event.meta)
         call = message_calls.send(client.space, self._gid, [draft], self._chat.system.settings.idempotency_ms)
         return raised(client.call(call)[0])
 

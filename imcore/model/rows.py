@@ -15,8 +15,8 @@ NO_TIME = 1 << 62
 class MessageRow(NamedTuple):
     """A message. Key: gid and msgid. `span` is the joined_msgid of the sender's span, None for an admin who has none.
 
-    A message that `recalls` another one (its msgid) removes that one's content. `recalled` is only read, never written,
-    like a `sent_at_ms` of NO_TIME.
+    A message that `recalls` another one (its msgid) removes that one's content and meta. `recalled` is only read, never
+    written, like a `sent_at_ms` of NO_TIME. `meta` is a JSON object as text.
     """
 
     gid: str
@@ -29,6 +29,11 @@ class MessageRow(NamedTuple):
     sent_at_ms: int | None
     recalls: int | None = None
     recalled: bool = False
+    meta: str | None = None
+
+    def without_text(self) -> "MessageRow":
+        """Return the row of a recalled message: without content and meta."""
+        return self._replace(content="", meta=None)
 
 
 class Head(NamedTuple):

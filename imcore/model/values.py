@@ -1,8 +1,9 @@
 """The values of the public API: small, frozen, without behaviour."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from imcore import msgid as msgids
 
@@ -11,8 +12,9 @@ from imcore import msgid as msgids
 class Message:
     """One stored message. `seq` is its dense number within the group; `sent_at` is what the sender's client claimed.
 
-    A recalled message has lost its content. A message that `recalls` another one (its msgid) is its tombstone, which
-    has no content, and is never unread.
+    A recalled message has lost its content and `meta`. A message that `recalls` another one (its msgid) is its
+    tombstone, which has neither, and is never unread. `meta` is the sender's JSON object: nothing here reads it.
+    `recipients`: how many members a message has gone to, without its sender. Only what a send returns says that.
     """
 
     gid: str
@@ -24,6 +26,8 @@ class Message:
     sent_at: datetime | None = None
     recalled: bool = False
     recalls: str | None = None
+    meta: Mapping[str, Any] | None = field(default=None, hash=False)
+    recipients: int | None = field(default=None, compare=False)
 
     @property
     def time(self) -> datetime:
@@ -111,7 +115,7 @@ class LogLine:
 
     `state` is given for own messages: waiting, refused (never to be stored), stored, read 3/7, or read by all.
     A message without a msgid has not reached the server; its time is then the client's own. A recalled one has lost its
-    content.
+    content and meta.
     """
 
     gid: str
@@ -122,6 +126,7 @@ class LogLine:
     client_msgid: str | None
     state: str | None
     recalled: bool = False
+    meta: Mapping[str, Any] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +158,4 @@ class Draft(NamedTuple):
     content: str
     client_msgid: str = ""
     sent_at_ms: int | None = None
+    meta: Mapping[str, Any] | None = None

@@ -19,6 +19,7 @@ from imcore.model.limits import (
     check_time,
     check_time_ms,
 )
+from imcore.model.meta import check_meta, size_of
 from imcore.model.values import Ack, Draft, Message
 from imcore.operations import creation, queries
 from imcore.operations.effects import Effects, GetKeyspace, Pages, call, call_each, raised
@@ -37,12 +38,13 @@ CONTENT_PER_CALL = 1 << 20
 
 
 def send(
-    settings: Settings, gid: str, content: str, *, sender_uid: str, client_msgid: str | None, sent_at: datetime | None
+    settings: Settings, gid: str, draft: Draft, *, client_msgid: str | None, sent_at: datetime | None
 ) -> Effects[Message]:
+    """See `Chat.send`. The draft has neither the client_msgid nor the time yet."""
     check_name(gid, "gid")
-    _check(sender_uid, content, client_msgid, settings)
+    checked = _with_client_msgid(draft, client_msgid, settings)
     sent_at_ms = None if sent_at is None else check_time(sent_at)
-    return (yield from _send_one(settings, gid, Draft(sender_uid, content, client_msgid or "", sent_at_ms)))
+    return (yield from _send_one(settings, gid, checked._replace(sent_at_ms=sent_at_ms)))
 
 
 def _send_one(settings: Settings, gid: str, draft: Draft) -> Effects[Message]:
@@ -50,14 +52,12 @@ def _send_one(settings: Settings, gid: str, draft: Draft) -> Effects[Message]:
     return raised(sent)
 
 
-def send_direct(
-    settings: Settings, uid: str, content: str, *, sender_uid: str, client_msgid: str | None
-) -> Effects[Message]:
-    gid = gid_of(uid, sender_uid)
+def send_direct(settings: Settings, uid: str, draft: Draft, *, client_msgid: str | None) -> Effects[Message]:
+    gid = gid_of(uid, draft.sender_uid)
     # What the send refuses is refused here already: else the chat would be created and nothing said in it.
-    _check(sender_uid, content, client_msgid, settings)
-    yield from creation.create(gid, sorted({uid, sender_uid}))
-    return (yield from _send_one(settings, gid, Draft(sender_uid, content, client_msgid or "")))
+    checked = _with_client_msgid(draft, client_msgid, settings)
+    yield from creation.create(gid, sorted({uid, draft.sender_uid}))
+    return (yield from _send_one(settings, gid, checked))
 
 
 def send_many(settings: Settings, gid: str, drafts: Iterable[Draft]) -> Effects[list[Message | ImError]]:
@@ -66,20 +66,23 @@ def send_many(settings: Settings, gid: str, drafts: Iterable[Draft]) -> Effects[
     return (yield from _send(gid, checked, settings))
 
 
-def _check(sender_uid: str, content: str, client_msgid: str | None, settings: Settings) -> None:
-    check_name(sender_uid, "uid")
-    check_content(content, settings.max_content_bytes)
+def _with_client_msgid(draft: Draft, client_msgid: str | None, settings: Settings) -> Draft:
+    """Return a checked draft with a client_msgid, if one is given: it is not empty then."""
     if client_msgid is not None:
         check_name(client_msgid, "client_msgid")
+    return _checked(draft._replace(client_msgid=client_msgid or ""), settings)
 
 
 def _checked(draft: Draft, settings: Settings) -> Draft:
     if not isinstance(draft, Draft):
         raise InvalidInput("each message must be a Draft")
-    _check(draft.sender_uid, draft.content, draft.client_msgid if draft.client_msgid != "" else None, settings)
+    check_name(draft.sender_uid, "uid")
+    check_content(draft.content, settings.max_content_bytes)
+    if draft.client_msgid != "":
+        check_name(draft.client_msgid, "client_msgid")
     if draft.sent_at_ms is not None:
         check_time_ms(draft.sent_at_ms)
-    return draft
+    return draft if draft.meta is None else draft._replace(meta=check_meta(draft.meta, settings.max_meta_bytes))
 
 
 def _send(gid: str, drafts: Sequence[Draft], settings: Settings) -> Effects[list[Message | ImError]]:
@@ -98,11 +101,12 @@ def _parts(drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
     part: list[Draft] = []
     size = 0
     for draft in drafts:
-        if part and (len(part) >= MESSAGES_PER_CALL or size + len(draft.content) > CONTENT_PER_CALL):
+        length = len(draft.content) + size_of(draft.meta)
+        if part and (len(part) >= MESSAGES_PER_CALL or size + length > CONTENT_PER_CALL):
             yield part
             part, size = [], 0
         part.append(draft)
-        size += len(draft.content)
+        size += length
     if part:
         yield part
 
@@ -115,10 +119,18 @@ def _each_of(answer: Sequence[T | ImError] | ImError, count: int) -> Sequence[T 
 def _sent(gid: str, draft: Draft, result: SendResult) -> Effects[Message]:
     """Return the message that a draft made, now or by an earlier send."""
     if result.repeated and (earlier := (yield from message(gid, msgids.pack(result.msgid)))):
-        return earlier
-    sent_at = None if draft.sent_at_ms is None else msgids.from_ms(draft.sent_at_ms)
-    client_msgid = draft.client_msgid or None
-    return Message(gid, result.msgid, result.seq, draft.sender_uid, draft.content, client_msgid, sent_at)
+        return replace(earlier, recipients=result.recipients)
+    return Message(
+        gid,
+        result.msgid,
+        result.seq,
+        draft.sender_uid,
+        draft.content,
+        draft.client_msgid or None,
+        None if draft.sent_at_ms is None else msgids.from_ms(draft.sent_at_ms),
+        meta=draft.meta,
+        recipients=result.recipients,
+    )
 
 
 def recall(gid: str, msgid: str, *, by: str, admin: bool) -> Effects[Message]:
@@ -135,7 +147,7 @@ def recall(gid: str, msgid: str, *, by: str, admin: bool) -> Effects[Message]:
         message_calls.recall(space, gid, packed, by=by, sender_uid=recalled.sender_uid, admin=admin)
     )
     if tombstone is None:
-        return replace(recalled, content="", recalled=True)
+        return replace(recalled, content="", recalled=True, meta=None)
     return Message(gid, tombstone.msgid, tombstone.seq, by, "", recalls=msgid)
 
 

@@ -172,7 +172,7 @@ class _Attempt(Planner):
         recalled = {msgid for _, msgid in queries.recalls(self._database, self._gid)}
         for batch in batches(self.placed(plan), PAGE):
             new = [placed.row for placed in batch if placed.stored is None]
-            rows = [row._replace(content="") if row.msgid in recalled else row for row in new]
+            rows = [row.without_text() if row.msgid in recalled else row for row in new]
             self._database.write(Batch(messages=rows))
             self._lock.renew()
             yield batch

@@ -17,7 +17,7 @@ NO_MESSAGE = "no message can have that id"
 
 Depends = Literal["group", "head", "trim", "message", "tally", "span", "own", "stored"]
 
-_FIELDS = ("seq", "sender_uid", "span", "content", "client_msgid", "sent_at_ms", "recalls")
+_FIELDS = ("seq", "sender_uid", "span", "content", "client_msgid", "sent_at_ms", "recalls", "meta")
 _COMMON_VALUES = 14
 """The values that an entry of any message has. Recalled messages and tombstones have more."""
 
@@ -142,7 +142,7 @@ class MessageDiff:
                 yield of_message("message", only.msgid, _message(row), _message(stored))
 
     def _fields(self, row: MessageRow, stored: MessageRow) -> Iterator[Difference]:
-        ignored = {"content"} if row.msgid in self.backlog.recalled else set()
+        ignored = {"content", "meta"} if row.msgid in self.backlog.recalled else set()
         for name in _FIELDS:
             value, stored_value = getattr(row, name), getattr(stored, name)
             if value == stored_value or name in ignored:

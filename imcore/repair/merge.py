@@ -64,9 +64,11 @@ def _recalls(live: MessageRow | None, stored: MessageRow | None) -> int | None:
 
 
 def _is_same(one: MessageRow, other: MessageRow) -> bool:
-    # A recalled message has lost its content, on one side sooner than on the other.
+    # A recalled message has lost its text, on one side sooner than on the other.
     recalled = not one.content or not other.content
-    return (recalled or one.content == other.content) and all(getattr(one, n) == getattr(other, n) for n in _UNCHANGED)
+    return (recalled or (one.content, one.meta) == (other.content, other.meta)) and all(
+        getattr(one, n) == getattr(other, n) for n in _UNCHANGED
+    )
 
 
 def identity_of(row: MessageRow) -> tuple[int, int, str, int, str, int]:
@@ -282,11 +284,11 @@ class Plan:
         self.senders.add(row.sender_uid)
         self.is_sound &= live is not None and identity_of(live) == identity_of(row)
         if stored and (stored.seq, stored.span, stored.recalls) != (row.seq, row.span, row.recalls):
-            self.rewritten.append(row._replace(content=""))
+            self.rewritten.append(row.without_text())
         if (live or stored or row).seq != row.seq:
             self.moved += 1
             if row.client_msgid:
-                self.reidentified.append(row._replace(content=""))
+                self.reidentified.append(row.without_text())
         self.newest, self.seq = row.msgid, row.seq
 
 

@@ -56,7 +56,8 @@ def by_table(batch: Batch) -> Iterator[tuple[BulkTable[Any], list[Any]]]:
 
 UPDATES: tuple[tuple[str, Callable[[Batch], list[tuple[object, ...]]]], ...] = (
     (
-        "UPDATE group_msgs SET content = '' WHERE gid = ? AND msgid = ? AND content <> ''",
+        """UPDATE group_msgs SET content = '', meta = NULL
+        WHERE gid = ? AND msgid = ? AND (content <> '' OR meta IS NOT NULL)""",
         lambda batch: [(row.gid, row.recalls) for row in batch.messages if row.recalls is not None],
     ),
     (
@@ -68,9 +69,10 @@ UPDATES: tuple[tuple[str, Callable[[Batch], list[tuple[object, ...]]]], ...] = (
 
 
 def _message_values(row: MessageRow, time: TimeForm) -> tuple[object, ...]:
-    gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at_ms, recalls, _ = row
+    gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at_ms, recalls, _, meta = row
     sent_at = None if sent_at_ms is None else time(sent_at_ms)
-    return gid, msgid, seq, span, time(msgids.time_ms(msgid)), sent_at, recalls, sender_uid, client_msgid, content
+    stored_at = time(msgids.time_ms(msgid))
+    return gid, msgid, seq, span, stored_at, sent_at, recalls, sender_uid, client_msgid, meta, content
 
 
 def _move_values(row: MoveRow, _time: TimeForm) -> tuple[object, ...]:
@@ -99,7 +101,7 @@ _GROUPS: BulkTable[GroupRow] = BulkTable(
 _MESSAGES: BulkTable[MessageRow] = BulkTable(
     table="group_msgs",
     columns="""gid text, msgid int8, seq int8, span int8, time timestamptz, sent_at timestamptz, recalls int8,
-        sender_uid text, client_msgid text, content text""",
+        sender_uid text, client_msgid text, meta text, content text""",
     on_conflict="(gid, msgid) DO NOTHING",
     values=_message_values,
     appends=True,

@@ -4,7 +4,7 @@ SQLite stores any value in any column. PostgreSQL stores times that Python canno
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import product
 from types import NoneType
@@ -29,6 +29,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "sent_at": (int, str, NoneType),
     "recalls": (int, NoneType),
     "recalled": (bool, int),
+    "meta": (str, NoneType),
 }
 _SOUND = frozenset(product(*_KINDS.values()))
 
@@ -39,7 +40,7 @@ _SUSPECT = {
         *(f"typeof({name}) <> 'integer'" for name in ("msgid", "seq")),
         *(f"typeof({name}) <> 'text'" for name in ("sender_uid", "content")),
         *(f"typeof({name}) NOT IN ('integer', 'null')" for name in ("span", "recalls")),
-        "typeof(client_msgid) NOT IN ('text', 'null')",
+        *(f"typeof({name}) NOT IN ('text', 'null')" for name in ("client_msgid", "meta")),
         "sent_at IS NOT NULL AND strftime('%Y-%m-%dT%H:%M:%fZ', sent_at) IS NOT sent_at",
         "sent_at < '0001'",
         *_IMPOSSIBLE,
@@ -76,6 +77,11 @@ def has_msgid() -> ColumnElement[bool]:
     return GROUP_MSGS.c.msgid.between(1, msgids.HIGHEST)
 
 
+def has_text() -> ColumnElement[bool]:
+    """Return the condition for rows with a content or a meta."""
+    return or_(GROUP_MSGS.c.content != "", GROUP_MSGS.c.meta.is_not(None))
+
+
 class MessageReader:
     """Makes MessageRows of stored rows. Logs the first row that cannot be read."""
 
@@ -85,20 +91,24 @@ class MessageReader:
         self._has_warned = False
 
     def columns(
-        self, *, content: ColumnElement[str] | None = None, recalled: ColumnElement[bool] | None = None
+        self,
+        *,
+        text: Callable[[ColumnElement[Any]], ColumnElement[Any]] = lambda column: column,
+        recalled: ColumnElement[bool] | None = None,
     ) -> tuple[ColumnElement[Any], ...]:
-        """Return the columns to select for `rows`. `content` replaces the text; where `recalled`, it is empty."""
+        """Return the columns to select for `rows`. `text` changes content and meta; where `recalled`, there is none."""
         c = GROUP_MSGS.c
-        text = c.content if content is None else content.label("content")
+        content, meta = text(c.content).label("content"), text(c.meta).label("meta")
         recalled = (false() if recalled is None else recalled).label("recalled")
-        return c.gid, c.msgid, c.seq, c.sender_uid, c.span, text, c.client_msgid, self._sent_at, c.recalls, recalled
+        before = c.gid, c.msgid, c.seq, c.sender_uid, c.span, content, c.client_msgid
+        return *before, self._sent_at, c.recalls, recalled, meta
 
     def rows(self, selected: Iterable[Sequence[Any]]) -> Iterator[MessageRow]:
         """Yield the messages of selected `columns`, unreadable cells made readable; leave out unreadable msgids."""
         return (self._row(values) for values in selected if is_msgid(values[1]))
 
     def _row(self, values: Sequence[Any]) -> MessageRow:
-        gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at, recalls, recalled = values
+        gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at, recalls, recalled, meta = values
         sent_at_ms = _sent_at_ms(sent_at)
         is_sound = tuple(map(type, values)) in _SOUND and sent_at_ms != NO_TIME
         if not is_sound or not (recalls is None or is_msgid(recalls)):
@@ -107,8 +117,11 @@ class MessageReader:
             seq, span = int_of(seq), span if type(span) is int else None
             recalls = recalls if is_msgid(recalls) else None
             client_msgid = None if client_msgid is None else text_of(client_msgid)
-        content = "" if recalled else content
-        return MessageRow(gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at_ms, recalls, bool(recalled))
+            meta = None if meta is None else text_of(meta)
+        row = MessageRow(
+            gid, msgid, seq, sender_uid, span, content, client_msgid, sent_at_ms, recalls, bool(recalled), meta
+        )
+        return row.without_text() if recalled else row
 
     def _warn(self, values: Sequence[Any]) -> None:
         if not self._has_warned:

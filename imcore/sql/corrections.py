@@ -7,7 +7,7 @@ from sqlalchemy import BigInteger, ColumnElement, and_, bindparam, cast, literal
 
 from imcore import msgid as msgids
 from imcore.model.rows import MessageRow, SpanRow
-from imcore.sql.cells import has_msgid, msgid_of, text_of
+from imcore.sql.cells import has_msgid, has_text, msgid_of, text_of
 from imcore.sql.database import Database
 from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS
 
@@ -39,9 +39,9 @@ def lower_spans(database: Database, rows: Iterable[SpanRow], *, above: int) -> N
 def delete_recalled_texts(database: Database, gid: str) -> None:
     c, tombstone = GROUP_MSGS.c, GROUP_MSGS.alias()
     recalled = select(tombstone.c.recalls).where(tombstone.c.gid == gid, tombstone.c.recalls.is_not(None))
-    with_text = and_(c.gid == gid, c.msgid.in_(recalled), c.content != "")
+    with_text = and_(c.gid == gid, c.msgid.in_(recalled), has_text())
     with database.writing() as connection:
-        deleted = connection.execute(update(GROUP_MSGS).where(with_text).values(content="")).rowcount
+        deleted = connection.execute(update(GROUP_MSGS).where(with_text).values(content="", meta=None)).rowcount
     database.empty_log(always=deleted > 0)
 
 

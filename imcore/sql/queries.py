@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Subquery, and_, delete, exists, func, lite
 from imcore.model.rows import Head, MessageRow, SpanRow, WatermarkRow
 from imcore.msgid import HIGHEST
 from imcore.sql.bulk import WATERMARK, watermark_name
-from imcore.sql.cells import faults, has_msgid, int_of, is_msgid, is_recalled, msgid_of, suspect, text_of
+from imcore.sql.cells import faults, has_msgid, has_text, int_of, is_msgid, is_recalled, msgid_of, suspect, text_of
 from imcore.sql.database import PAGE, PUT_META, Database
 from imcore.sql.tables import CHAT_GROUPS, GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES
 from imcore.util.batches import batches
@@ -147,7 +147,7 @@ def recalled_with_text(database: Database, gid: str) -> list[int]:
     """Return the recalled messages of a group whose texts are still stored."""
     m, tombstone = GROUP_MSGS.c, GROUP_MSGS.alias()
     recalled = and_(tombstone.c.gid == m.gid, tombstone.c.recalls == m.msgid)
-    query = select(m.msgid).join_from(tombstone, GROUP_MSGS, recalled).where(m.gid == gid, m.content != "")
+    query = select(m.msgid).join_from(tombstone, GROUP_MSGS, recalled).where(m.gid == gid, has_text())
     return sorted(int_of(msgid) for (msgid,) in database.fetch(query))
 
 
@@ -169,7 +169,7 @@ def with_gaps(database: Database, gids: Sequence[str]) -> list[str]:
 def with_client_msgid(database: Database, gids: Sequence[str], *, after: int) -> Iterator[MessageRow]:
     """Yield the messages of some groups after a msgid that have a client_msgid, without their texts."""
     c = GROUP_MSGS.c
-    query = select(*database.reader.columns(content=literal("")))
+    query = select(*database.reader.columns(text=lambda _: literal("")))
     query = query.where(c.gid.in_(gids), c.msgid > after, c.client_msgid.is_not(None))
     yield from database.reader.rows(database.stream(query.order_by(c.gid, c.msgid)))
 
@@ -177,10 +177,8 @@ def with_client_msgid(database: Database, gids: Sequence[str], *, after: int) ->
 def unreadable(database: Database, gid: str) -> Iterator[tuple[int, str]]:
     """Yield msgid and field name (of MessageRow) of each unreadable cell of a group's messages."""
     c = GROUP_MSGS.c
-    start = func.substr(c.content, 1, 1)  # only its type matters
-    query = (
-        select(*database.reader.columns(content=start)).where(c.gid == gid, suspect(database.dialect)).order_by(c.msgid)
-    )
+    columns = database.reader.columns(text=lambda column: func.substr(column, 1, 1))  # only its type matters
+    query = select(*columns).where(c.gid == gid, suspect(database.dialect)).order_by(c.msgid)
     for row in database.stream(query):
         for name in faults(row):
             yield msgid_of(row[1]), "sent_at_ms" if name == "sent_at" else name

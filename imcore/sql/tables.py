@@ -93,6 +93,7 @@ class GroupMsg(Stored, table=True):
     gid: str = Field(sa_type=NAME, primary_key=True)
     sender_uid: str = Field(sa_type=NAME)
     client_msgid: str | None = Field(default=None, sa_type=NAME)
+    meta: str | None = Field(default=None, sa_type=Text)
     content: str = Field(sa_type=Text)
 
 

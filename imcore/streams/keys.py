@@ -53,7 +53,7 @@ class GroupKeys:
         self._tag = tag
         self._own = f"{tag}own_unacked:{gid}{SEPARATOR}"
         newer, older = self.idempotency_newer, self.idempotency_older
-        self.for_send = (self.meta, self.stream, self.acked, self.joined, newer, older, self.journal)
+        self.for_send = (self.meta, self.stream, self.acked, self.joined, self.left, newer, older, self.journal)
         """The keys of `im_send`, before the lists of the senders."""
         self.for_ack = (self.meta, self.stream, self.acked, self.joined, self.journal)
         self.for_tally = (self.meta, self.stream, self.acked, self.joined, self.left, self.recalled)

@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from imcore import msgid as msgids
+from imcore.errors import InvalidInput
+from imcore.model.meta import from_text
 from imcore.model.rows import MessageRow
 from imcore.model.values import Message, Receipt
 from imcore.streams.keys import SEPARATOR
@@ -42,6 +44,7 @@ def message(gid: str, entry: Entry) -> Message:
         *_from_client(values[_UID], values[_TEXT], values[_CID], values[_SENT]),
         recalled=extra == _RECALLED,
         recalls=_recalls(extra) if extra else None,
+        meta=_meta(extra[1]) if _has_meta(extra) else None,
     )
 
 
@@ -90,6 +93,18 @@ def _is_tombstone(extra: list[bytes]) -> bool:
     return extra[:1] == [b"recalls"] and len(extra) > 1
 
 
+def _has_meta(extra: list[bytes]) -> bool:
+    return extra[:1] == [b"meta"] and len(extra) > 1
+
+
+def _meta(raw: bytes) -> dict[str, Any] | None:
+    """Return a message's meta; None for anything that is no JSON object."""
+    try:
+        return from_text(raw.decode()) if raw else None
+    except (InvalidInput, UnicodeDecodeError):
+        return None
+
+
 def _sent_at_ms(raw: bytes) -> int | None:
     """Return a client's time in ms since 1970; None for anything outside the years 1 to 9999."""
     return _between(raw, msgids.EARLIEST_MS, msgids.LATEST_MS) if raw else None
@@ -110,8 +125,9 @@ def values_of(fields: list[bytes] | dict[bytes, bytes]) -> list[bytes]:
 def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
     """Return the SQL row of an entry. Raise IndexError, ValueError if it is no message.
 
-    An invalid time of the sender is left out, as in `message`: SQL and members have the same.
+    An invalid time or meta of the sender is left out, as in `message`: SQL and members have the same.
     """
+    extra = values[_EXTRA:]
     return MessageRow(
         gid,
         msgid,
@@ -121,7 +137,8 @@ def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
         values[_TEXT].decode(),
         values[_CID].decode() or None,
         _sent_at_ms(values[_SENT]),
-        _whole(values[_EXTRA + 1]) if _is_tombstone(values[_EXTRA:]) else None,
+        _whole(extra[1]) if _is_tombstone(extra) else None,
+        meta=extra[1].decode() if _has_meta(extra) and _meta(extra[1]) is not None else None,
     )
 
 
@@ -147,13 +164,13 @@ Push = tuple[bytes, list[bytes]]
 def push(data: bytes) -> Push:
     """Split the data of a channel. A message's content comes last, since it alone may hold the separator."""
     kind, _, rest = data.partition(_SEP)
-    return kind, rest.split(_SEP, 6 if kind == b"m" else -1)
+    return kind, rest.split(_SEP, 7 if kind == b"m" else -1)
 
 
 def pushed_message(fields: list[bytes]) -> tuple[int, Message]:
     """Return the packed msgid and the message of a push of kind m. Raise ValueError for any other data."""
-    gid, msgid, seq, uid, cid, sent, content = fields
-    message = Message(text(gid), text(msgid), int(seq), *_from_client(uid, content, cid, sent))
+    gid, msgid, seq, uid, cid, sent, meta, content = fields
+    message = Message(text(gid), text(msgid), int(seq), *_from_client(uid, content, cid, sent), meta=_meta(meta))
     return msgids.pack_id(msgid), message
 
 
@@ -175,7 +192,7 @@ def pushed_receipts(fields: list[bytes]) -> list[Receipt]:
 
 
 def message_of_row(row: MessageRow) -> Message:
-    gid, msgid, seq, uid, _, content, client_msgid, sent_at_ms, recalls, recalled = row
+    gid, msgid, seq, uid, _, content, client_msgid, sent_at_ms, recalls, recalled, meta_text = row
     tombstone_of = None if recalls is None else msgids.unpack(recalls)
-    sent_at = _time(sent_at_ms)
-    return Message(gid, msgids.unpack(msgid), seq, uid, content, client_msgid, sent_at, recalled, tombstone_of)
+    sent_at, meta = _time(sent_at_ms), None if meta_text is None else _meta(meta_text.encode(errors="replace"))
+    return Message(gid, msgids.unpack(msgid), seq, uid, content, client_msgid, sent_at, recalled, tombstone_of, meta)

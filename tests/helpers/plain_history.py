@@ -1,20 +1,31 @@
 """Pages of history as plain lists have them: what `Chat.history` must answer, by slices and comparisons."""
 
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
-from imcore import Chat, HistoryPage
+from imcore import Chat
 from imcore import msgid as msgids
 from imcore.model.values import Message
 
 
+class WithMsgid(Protocol):
+    @property
+    def msgid(self) -> str: ...
+
+
+M = TypeVar("M", bound=WithMsgid)
+PlainPage = tuple[list[M], bool, bool]
+"""The messages of a page, and whether there are older and newer ones."""
+
+
 def plain_page(
-    visible: Sequence[Message],
+    visible: Sequence[M],
     limit: int,
     *,
     before: str | None = None,
     after: str | None = None,
     around: str | None = None,
-) -> HistoryPage:
+) -> PlainPage[M]:
     """The page of a list of all messages that a member may see, oldest first."""
     cursor = msgids.pack(before or after or around or msgids.unpack(msgids.HIGHEST))
     older = [message for message in visible if msgids.pack(message.msgid) < cursor]
@@ -27,25 +38,43 @@ def plain_page(
     else:
         page = older[-limit:]
     if not page:
-        return HistoryPage((), bool(older), bool(newer))
-    return HistoryPage(tuple(page), page[0] != visible[0], page[-1] != visible[-1])
+        return [], bool(older), bool(newer)
+    return page, page[0] is not visible[0], page[-1] is not visible[-1]
+
+
+def page_of(
+    chat: Chat,
+    uid: str,
+    gid: str,
+    limit: int,
+    *,
+    before: str | None = None,
+    after: str | None = None,
+    around: str | None = None,
+    first_unread: bool = False,
+) -> PlainPage[Message]:
+    """The page that the system answers, in the same form."""
+    page = chat.history(uid, gid, before=before, after=after, around=around, first_unread=first_unread, limit=limit)
+    return list(page.messages), page.older, page.newer
 
 
 def scroll_back(chat: Chat, uid: str, gid: str, limit: int) -> list[Message]:
     """All that a member may see, page by page from the newest to the oldest."""
-    page = chat.history(uid, gid, limit=limit)
-    pages = [page]
-    while page.older:
-        page = chat.history(uid, gid, before=page.messages[0].msgid, limit=limit)
-        pages.insert(0, page)
-    return [message for page in pages for message in page.messages]
+    messages, older, newer = page_of(chat, uid, gid, limit)
+    assert not newer
+    while older:
+        page, older, newer = page_of(chat, uid, gid, limit, before=messages[0].msgid)
+        assert newer
+        messages = page + messages
+    return messages
 
 
 def scroll_on(chat: Chat, uid: str, gid: str, limit: int) -> list[Message]:
     """All that a member may see, page by page from the oldest to the newest."""
-    page = chat.history(uid, gid, after=msgids.unpack(1), limit=limit)
-    messages = [*page.messages]
-    while page.newer:
-        page = chat.history(uid, gid, after=page.messages[-1].msgid, limit=limit)
-        messages += page.messages
+    messages, older, newer = page_of(chat, uid, gid, limit, after=msgids.unpack(1))
+    assert not older
+    while newer:
+        page, older, newer = page_of(chat, uid, gid, limit, after=messages[-1].msgid)
+        assert older
+        messages += page
     return messages

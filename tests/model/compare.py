@@ -1,5 +1,6 @@
 """Compares the system with the model: live from Redis, and again from SQL."""
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -9,6 +10,7 @@ from imcore import Chat
 from imcore import msgid as msgids
 from imcore.model.values import Group, Member, Message, Tally, Unread
 from imcore.sql.database import Database
+from tests.helpers.plain_history import scroll_back, scroll_on
 from tests.model.reference import Model, ModelMessage
 
 
@@ -21,6 +23,10 @@ def compare_all(chat: Chat, model: Model, *, every: int = 1) -> None:
         compare_names(chat, model, gid, group.messages[::-every])
     for uid in model.uids()[::every]:
         compare_user(chat, model, uid)
+        for gid in model.groups_of(uid):
+            visible = model.visible(uid, gid)
+            assert [same_form(message) for message in scroll_back(chat, uid, gid, 3)] == visible
+            assert [same_form(message) for message in scroll_on(chat, uid, gid, 4)] == visible
 
 
 def compare_group(chat: Chat, model: Model, gid: str) -> None:
@@ -89,9 +95,14 @@ def compare_user(chat: Chat, model: Model, uid: str) -> None:
 def compare_sql(database: Database, model: Model) -> None:
     """The tables and views that other programs read, once `persist` has stored all that happened."""
     with database.connection() as connection:
-        messages = connection.execute(text("SELECT gid, msgid, sender_uid, content FROM group_msgs"))
-        assert sorted(map(tuple, messages)) == sorted(
-            (gid, msgids.pack(m.msgid), m.sender_uid, m.content) for gid, g in model.groups.items() for m in g.messages
+        messages = connection.execute(text("SELECT gid, msgid, sender_uid, content, meta FROM group_msgs"))
+        assert sorted(((*row[:4], json.loads(row[4] or "null")) for row in messages), key=str) == sorted(
+            (
+                (gid, msgids.pack(m.msgid), m.sender_uid, m.content, m.meta)
+                for gid, g in model.groups.items()
+                for m in g.messages
+            ),
+            key=str,
         )
         members = connection.execute(text("SELECT gid, uid, last_ack_msgid FROM group_users"))
         assert sorted(map(tuple, members), key=str) == sorted(_members(model), key=str)
@@ -110,6 +121,7 @@ def same_form(message: Message) -> ModelMessage:
         message.client_msgid,
         message.recalled,
         message.recalls,
+        None if message.meta is None else dict(message.meta),
     )
 
 

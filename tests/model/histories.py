@@ -10,6 +10,7 @@ from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput
 from imcore.model.values import Message
+from tests.helpers.plain_history import PlainPage, page_of, plain_page
 from tests.model.compare import compare_all, compare_group, compare_names, compare_user, same_form
 from tests.model.reference import Model, ModelGroup, ModelMessage
 
@@ -27,16 +28,18 @@ _uid = st.sampled_from(UIDS)
 _uids = st.lists(_uid, max_size=4)
 _content = st.sampled_from(["hi", "two\nlines", "\x1b[2J", "👍🏽", "x" * 200])
 _client_msgid = st.none() | st.sampled_from(["1", "2", "c 3"])
+_meta = st.none() | st.sampled_from([{}, {"kind": "image", "re\x1f": [1, None, {"群": "\x1e"}]}, {"x": "y" * 300}])
 _back = st.integers(0, 12)
+_where = st.sampled_from(["newest", "before", "after", "around", "first_unread"])
 
 STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "create_group": (1, (_gid, _uids)),
     "join": (3, (_gid, _uids)),
     "leave": (3, (_gid, _uids)),
     "leave_and_return": (2, (_gid, _uid)),
-    "send": (4, (_gid, _uid, _content, _client_msgid)),
+    "send": (4, (_gid, _uid, _content, _client_msgid, _meta)),
     "send_again": (3, (_gid, _back)),
-    "send_direct": (1, (_uid, _uid, _content, _client_msgid)),
+    "send_direct": (1, (_uid, _uid, _content, _client_msgid, _meta)),
     "ack_direct": (1, (_uid, _uid)),
     "talk": (4, (_gid, st.integers(1, 4))),
     "ack": (8, (_gid, _uid, _back)),
@@ -45,6 +48,7 @@ STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "ack_of_no_message": (1, (_gid, _uid, st.integers(0, 3), _gid, st.sampled_from(AHEAD))),
     "ack_malformed": (1, (_gid, _uid, st.sampled_from(MALFORMED))),
     "pull": (1, (_gid, _uid, st.integers(1, 4))),
+    "page": (4, (_gid, _uid, _where, _back, st.integers(-1, 1), st.integers(1, 7))),
     "newest": (1, (_gid, st.integers(1, 4))),
     "ask_for_a_message": (1, (_gid, _gid, st.integers(0, 3))),
 }
@@ -113,18 +117,20 @@ class Histories(RuleBasedStateMachine):
         self.leave(gid, [uid])
         self.join(gid, [uid])
 
-    def send(self, gid: str, uid: str, content: str, client_msgid: str | None) -> None:
+    def send(
+        self, gid: str, uid: str, content: str, client_msgid: str | None, meta: dict[str, Any] | None = None
+    ) -> None:
         """A send by anybody: refused, or a repeat of an earlier one, or a new message."""
 
         def system() -> Message:
-            return self.chat.send(gid, content, sender_uid=uid, client_msgid=client_msgid)
+            return self.chat.send(gid, content, sender_uid=uid, client_msgid=client_msgid, meta=meta)
 
         refused = refusal(lambda: self.model.group(gid).current(uid))
         if refused and not self.model.stored(gid, uid, client_msgid):
             self.touched.add(gid)
             assert refusal(system) == refused
         else:
-            self.said(system(), gid, uid, content, client_msgid)
+            self.said(system(), gid, uid, content, client_msgid, meta)
 
     def send_again(self, gid: str, back: int) -> None:
         """Repeat an earlier send, as one who got no answer does; the sender may have left meanwhile."""
@@ -133,24 +139,35 @@ class Histories(RuleBasedStateMachine):
             message = repeatable[-1 - back % len(repeatable)]
             self.send(gid, message.sender_uid, "said again", message.client_msgid)
 
-    def send_direct(self, uid: str, to: str, content: str, client_msgid: str | None) -> None:
+    def send_direct(
+        self, uid: str, to: str, content: str, client_msgid: str | None, meta: dict[str, Any] | None
+    ) -> None:
         """The chat of two users is one and the same whoever of them writes, and no other group."""
-        message = self.chat.send_direct(to, content, sender_uid=uid, client_msgid=client_msgid)
+        message = self.chat.send_direct(to, content, sender_uid=uid, client_msgid=client_msgid, meta=meta)
         gid = self.direct.setdefault(frozenset((uid, to)), message.gid)
         assert len({*self.direct.values(), *GIDS}) == len(self.direct) + len(GIDS)
         self.model.create_group(gid, {uid, to})
-        self.said(message, gid, uid, content, client_msgid)
+        self.said(message, gid, uid, content, client_msgid, meta)
 
-    def said(self, message: Message, gid: str, uid: str, content: str, client_msgid: str | None) -> None:
+    def said(
+        self,
+        message: Message,
+        gid: str,
+        uid: str,
+        content: str,
+        client_msgid: str | None,
+        meta: dict[str, Any] | None,
+    ) -> None:
         """Compare the answer of a send with the model, which takes the msgid of a new message from it."""
         self.touched.add(gid)
         assert message.gid == gid
         newest = self.message(gid, 0)
         expected = self.model.stored(gid, uid, client_msgid)
         if expected is None:
-            expected = self.model.send(gid, uid, content, client_msgid, message.msgid)
+            expected = self.model.send(gid, uid, content, client_msgid, message.msgid, meta)
             assert newest is None or msgids.pack(newest.msgid) < msgids.pack(message.msgid)
         assert same_form(message) == expected
+        assert message.recipients == len(self.model.groups[gid].receipts(expected))
 
     def ack_direct(self, uid: str, other: str) -> None:
         gid = self.direct.get(frozenset((uid, other)))
@@ -208,6 +225,25 @@ class Histories(RuleBasedStateMachine):
             lambda: [same_form(message) for message in self.chat.pull(uid, gid, limit=limit)],
             lambda: self.model.pull(uid, gid, limit),
         )
+
+    def page(self, gid: str, uid: str, where: str, back: int, beside: int, limit: int) -> None:
+        """A page of history, at or beside a message of the group, or where there is none."""
+        message = self.message(gid, back)
+        cursor = msgids.unpack(msgids.pack(message.msgid) + beside) if message else "1767225600000-0"
+        at: dict[str, Any] = {where: True if where == "first_unread" else cursor} if where != "newest" else {}
+
+        def system() -> PlainPage[ModelMessage]:
+            messages, older, newer = page_of(self.chat, uid, gid, limit, **at)
+            return list(map(same_form, messages)), older, newer
+
+        def model() -> PlainPage[ModelMessage]:
+            visible = self.model.visible(uid, gid)
+            if where != "first_unread":
+                return plain_page(visible, limit, **at)
+            unread = self.model.unread_messages(uid, gid)
+            return plain_page(visible, limit, around=unread[0].msgid) if unread else plain_page(visible, limit)
+
+        self.both(gid, system, model)
 
     def newest(self, gid: str, limit: int) -> None:
         self.both(

@@ -7,6 +7,7 @@ which only the server can give. `imcore.errors` is used for the names of refusal
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from imcore.errors import GroupExists, InvalidInput, NotMember, NotSender, UnknownGroup, UnknownMessage
 
@@ -22,6 +23,7 @@ class ModelMessage:
     client_msgid: str | None
     recalled: bool = False
     recalls: str | None = None
+    meta: dict[str, Any] | None = None
 
 
 @dataclass
@@ -148,11 +150,19 @@ class Model:
                 return message
         return None
 
-    def send(self, gid: str, uid: str, content: str, client_msgid: str | None, msgid: str) -> ModelMessage:
+    def send(
+        self,
+        gid: str,
+        uid: str,
+        content: str,
+        client_msgid: str | None,
+        msgid: str,
+        meta: dict[str, Any] | None = None,
+    ) -> ModelMessage:
         """Store a message under the msgid that the system gave it."""
         group = self.group(gid)
         group.current(uid)
-        return self._append(group, ModelMessage(msgid, group.newest + 1, uid, content, client_msgid))
+        return self._append(group, ModelMessage(msgid, group.newest + 1, uid, content, client_msgid, meta=meta))
 
     def check_recall(self, gid: str, msgid: str, by: str, *, admin: bool) -> bool:
         """Whether there is still something to recall; raise what the recall must raise."""
@@ -167,7 +177,7 @@ class Model:
         """Withdraw a message: a tombstone is said in its place, and neither counts as unread."""
         group = self.group(gid)
         message = group.with_msgid(msgid)
-        message.content, message.recalled = "", True
+        message.content, message.recalled, message.meta = "", True, None
         return self._append(group, ModelMessage(tombstone, group.newest + 1, by, "", None, recalls=msgid))
 
     def _append(self, group: ModelGroup, message: ModelMessage) -> ModelMessage:
@@ -203,9 +213,18 @@ class Model:
         span = group.current(uid)
         return [m for m in group.messages if m.seq > span.acked and span.covers(m.seq)][:limit]
 
+    def unread_messages(self, uid: str, gid: str) -> list[ModelMessage]:
+        """The messages of others that the member has not acked; no recalled ones, and no tombstones."""
+        return [m for m in self.pull(uid, gid) if not (m.sender_uid == uid or m.recalled or m.recalls)]
+
     def unread(self, uid: str, gid: str) -> int:
-        """How many messages of others the member has not acked; no recalled ones, and no tombstones."""
-        return sum(not (m.sender_uid == uid or m.recalled or m.recalls) for m in self.pull(uid, gid))
+        return len(self.unread_messages(uid, gid))
+
+    def visible(self, uid: str, gid: str) -> list[ModelMessage]:
+        """All that the member may see: what was said since they joined."""
+        group = self.group(gid)
+        span = group.current(uid)
+        return [m for m in group.messages if span.covers(m.seq)]
 
     def uids(self) -> list[str]:
         """Everyone who was ever a member of a group."""

@@ -41,11 +41,12 @@ def test_the_life_of_a_message() -> None:
     lines("group", "create", "team", "ann", "bob", "cleo")
 
     [sent] = lines("send", "team", HOSTILE, "--from", "ann", "--client-msgid", "c1")
-    assert list(sent) == MESSAGE_KEYS
+    assert list(sent) == [*MESSAGE_KEYS, "recipients"]
     assert (sent["gid"], sent["seq"], sent["sender_uid"], sent["content"], sent["client_msgid"]) == (
         "team", 1, "ann", HOSTILE, "c1",
     )  # fmt: skip
     assert lines("send", "team", "again", "--from", "ann", "--client-msgid", "c1") == [sent]
+    assert sent.pop("recipients") == 2
 
     assert lines("pull", "bob", "team") == [sent]
     assert lines("unread", "bob") == [{"gid": "team", "unread": 1}]
@@ -74,7 +75,8 @@ def test_time_is_utc_with_milliseconds_and_that_of_the_msgid() -> None:
 def test_one_to_one() -> None:
     [sent] = lines("dm", "bob", "Hello", "--from", "ann")
 
-    assert list(sent) == [*MESSAGE_KEYS, "peer"]
+    assert list(sent) == [*MESSAGE_KEYS, "recipients", "peer"]
+    assert sent.pop("recipients") == 1
     assert (sent["gid"], sent["peer"]) == ("dm:3:ann:bob", "bob")
     assert lines("pull", "bob") == [{**sent, "peer": "ann"}]
     assert lines("unread", "bob") == [{"gid": "dm:3:ann:bob", "unread": 1, "peer": "ann"}]

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from imcore import msgid as msgids
 from imcore.errors import ImError, NotMember
+from imcore.model.meta import to_text
 from imcore.model.values import Ack, Draft, Message
 from imcore.streams import wire
 from imcore.streams.calls.call import Call, EntryPage, Value, checked, error_of, or_empty
@@ -16,11 +17,15 @@ UIDS_PER_CALL = 1000
 
 
 class SendResult(NamedTuple):
-    """The position of a sent message; `repeated`: an earlier send of the same client_msgid had stored it."""
+    """The position of a sent message, and the number of its recipients (None for a tombstone).
+
+    `repeated`: an earlier send of the same client_msgid had stored it.
+    """
 
     msgid: str
     seq: int
-    repeated: bool
+    recipients: int | None = None
+    repeated: bool = False
 
 
 class AckTarget(NamedTuple):
@@ -85,13 +90,14 @@ def send(space: Keyspace, gid: str, drafts: Sequence[Draft], idempotency_ms: int
     args: list[Value] = [gid, k.channel, idempotency_ms]
     for draft in drafts:
         sent = "" if draft.sent_at_ms is None else draft.sent_at_ms
-        args += (draft.sender_uid, draft.client_msgid, sent, draft.content)
+        meta = "" if draft.meta is None else to_text(draft.meta)
+        args += (draft.sender_uid, draft.client_msgid, sent, meta, draft.content)
 
     def decode(answer: list[Any]) -> list[SendResult | ImError]:
         return [
             error_of(item, gid, uid=draft.sender_uid)
             if isinstance(item, bytes)
-            else SendResult(item[0].decode(), item[1], item[2] == 1)
+            else SendResult(item[0].decode(), item[1], item[2], item[3] == 1)
             for item, draft in zip(answer, drafts, strict=True)
         ]
 
@@ -135,7 +141,7 @@ def recall(space: Keyspace, gid: str, msgid: int, *, by: str, sender_uid: str, a
         if answer == b"RECALLED":
             return None
         tombstone, seq = checked(answer, gid, uid=by, msgid=msgid)
-        return SendResult(tombstone.decode(), seq, False)
+        return SendResult(tombstone.decode(), seq)
 
     args = (gid, k.channel, by, msgid, sender_uid, int(admin))
     return Call("im_recall", keys, args, decode, gid, writes=True)

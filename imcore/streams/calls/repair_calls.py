@@ -118,9 +118,9 @@ def add(lock: GroupLock, entries: Iterable[ShadowEntry]) -> Call[int]:
 
 
 def _values(entry: ShadowEntry) -> tuple[Value, ...]:
-    _, msgid, seq, uid, span, content, cid, sent_at_ms, recalls, _ = entry.row
+    _, msgid, seq, uid, span, content, cid, sent_at_ms, recalls, _, meta = entry.row
     sent_at_ms = None if sent_at_ms == NO_TIME else sent_at_ms
-    values = (msgids.unpack(msgid), seq, uid, span, cid, sent_at_ms, int(entry.caught_up), content, recalls)
+    values = (msgids.unpack(msgid), seq, uid, span, cid, sent_at_ms, int(entry.caught_up), content, recalls, meta)
     return tuple("" if value is None else value for value in values)
 
 

@@ -188,6 +188,12 @@ local function first_message(command, stream, from, to)
   return entry
 end
 
+-- A message ends with its text and at most one more field: the sender's `meta` (JSON), or what it `recalls` (packed msgid) if it
+-- is a tombstone. In the answers for members, a recalled message has the field `recalled` there.
+local function bytes_of_text(values)
+  return #values[14] + #(values[16] or '')
+end
+
 local FIRST_PAGE_SIZE = 16  -- entries read at once before their sizes are known
 local PAGE_BYTES = 2 ^ 20   -- soft limit for the entries of one answer; a single entry may exceed it
 
@@ -205,14 +211,14 @@ local function bytes_of_values(entry)
 end
 
 -- At most `count` messages from a position on, in the order of the command (XRANGE or XREVRANGE), and at most `limit` bytes of
--- text, but one message in any case. And whether more may follow. With `all_kinds`: entries, and bytes of all their values.
+-- text and meta, but one message in any case. And whether more may follow. With `all_kinds`: entries, and bytes of all their values.
 local function read_page(command, stream, from, to, count, limit, all_kinds)
   local entries, n, left, size = {}, 0, limit, math.min(count, FIRST_PAGE_SIZE)
   while true do
     local part = redis.call(command, stream, from, to, 'COUNT', size)
     for _, entry in ipairs(part) do
       if all_kinds or is_message(entry) then
-        left = left - (all_kinds and bytes_of_values(entry) or #entry[2][14])
+        left = left - (all_kinds and bytes_of_values(entry) or bytes_of_text(entry[2]))
         if n == count or (left < 0 and n > 0) then
           return entries, true
         end

@@ -74,7 +74,7 @@ end
 -- client_msgid), and the state of the newer table for store_client_msgids.
 local function known_client_msgids(newer, older, args)
   local fields, known, state = {}, {}, {}
-  for a = 4, #args, 4 do
+  for a = 4, #args, 5 do
     if args[a + 1] ~= '' then
       fields[#fields + 1] = args[a] .. SEP .. args[a + 1]
     end

@@ -44,12 +44,19 @@ local function append_own_unacked(own, packed, offset)
   redis.call('RPUSH', own, decimal(packed))
 end
 
+-- How many recipients a stored message has: the members of that moment, without its sender.
+local function count_recipients(joined, left, id)
+  local before = '(' .. decimal(pack(id))
+  return redis.call('ZCOUNT', joined, '-inf', before) - redis.call('ZCOUNT', left, '-inf', before) - 1
+end
+
 -- im_send: store messages, publish them to the online members, and append them to the journal.
 -- A sender who was caught up stays caught up; otherwise the message is appended to their own_unacked list.
 -- A client_msgid that the sender has used before stores nothing; it is answered with the message that it made.
--- Keys: meta, stream, acked, joined, idempotency_newer, idempotency_older, journal, then own_unacked of each message's sender.
--- Arguments: gid, push channel, idempotency_ms, then for each message: uid, client_msgid or '', sent_at in ms or '', content.
--- Answer: for each message {msgid, seq, 1 if it was stored before}, or NOTMEMBER. Errors: NOGROUP.
+-- Keys: meta, stream, acked, joined, left, idempotency_newer, idempotency_older, journal, then own_unacked of each message's sender.
+-- Arguments: gid, push channel, idempotency_ms, then for each message: uid, client_msgid or '', sent_at in ms or '', meta as JSON or
+-- '', content.
+-- Answer: for each message {msgid, seq, number of its recipients, 1 if it was stored before}, or NOTMEMBER. Errors: NOGROUP.
 define('im_send', DENY_OOM, function(keys, args)
   local seq, last = head_of(keys[1])
   if not seq then
@@ -57,38 +64,38 @@ define('im_send', DENY_OOM, function(keys, args)
   end
   local gid, channel, idempotency_ms = args[1], args[2], tonumber(args[3])
   local answers, senders, first_id, last_id, stored = {}, {}, nil, nil, 0
-  local known, state = known_client_msgids(keys[5], keys[6], args)
-  local new_pairs = {}
-  for i = 8, #keys do
-    local a = 4 * (i - 7)
-    local uid, cid, sent, text = args[a], args[a + 1], args[a + 2], args[a + 3]
+  local known, state = known_client_msgids(keys[6], keys[7], args)
+  local new_pairs, recipients = {}, member_count(keys[3], keys[5]) - 1
+  for number = 1, #keys - 8 do
+    local a = 5 * number - 1
+    local uid, cid, sent, meta, text = args[a], args[a + 1], args[a + 2], args[a + 3], args[a + 4]
     local field = cid ~= '' and uid .. SEP .. cid
     local made = field and known[field]
     local sender = not made and (senders[uid] or load_sender(senders, uid, keys))
     if made then
-      local id, number = string.match(made, '^(%S+) (%d+)$')
-      answers[i - 7] = {id, tonumber(number), 1}
+      local id, made_seq = string.match(made, '^(%S+) (%d+)$')
+      answers[number] = {id, tonumber(made_seq), count_recipients(keys[4], keys[5], id), 1}
     elseif not sender then
-      answers[i - 7] = 'NOTMEMBER'
+      answers[number] = 'NOTMEMBER'
     else
       local caught_up = sender.offset == last
       local id = last % PER_MS == PER_MS - 1 and unpack_id(last + 1) or '*'
       seq = seq + 1
       id = redis.call('XADD', keys[2], id, 'seq', seq, 'uid', uid, 'span', sender.span, 'cid', cid, 'sent', sent,
-        'caught_up', caught_up and 1 or 0, 'text', text)
+        'caught_up', caught_up and 1 or 0, 'text', text, unpack(meta ~= '' and {'meta', meta} or {}))
       last = pack(id)
       if caught_up then
         sender.offset, sender.id, sender.seq = last, id, seq
       else
-        append_own_unacked(keys[i], last, sender.offset)
+        append_own_unacked(keys[8 + number], last, sender.offset)
       end
       if field then
         known[field] = id .. ' ' .. seq
         new_pairs[#new_pairs + 1], new_pairs[#new_pairs + 2] = field, known[field]
       end
-      redis.call('SPUBLISH', channel, table.concat({'m', gid, id, seq, uid, cid, sent, text}, SEP))
+      redis.call('SPUBLISH', channel, table.concat({'m', gid, id, seq, uid, cid, sent, meta, text}, SEP))
       first_id, last_id, stored = first_id or id, id, stored + 1
-      answers[i - 7] = {id, seq, 0}
+      answers[number] = {id, seq, recipients, 0}
     end
   end
   for uid, sender in pairs(senders) do
@@ -97,13 +104,13 @@ define('im_send', DENY_OOM, function(keys, args)
       redis.call('XGROUP', 'SETID', keys[2], uid, sender.id, 'ENTRIESREAD', sender.seq)
     end
   end
-  store_client_msgids(keys[5], new_pairs, idempotency_ms, state)
+  store_client_msgids(keys[6], new_pairs, idempotency_ms, state)
   if stored > 0 then
     redis.call('HSET', keys[1], 'seq', seq, 'last', decimal(last))
     if stored == 1 then
-      append_entry(keys[7], 'kind', 'msg', 'gid', gid, 'first', first_id)
+      append_entry(keys[8], 'kind', 'msg', 'gid', gid, 'first', first_id)
     else
-      append_entry(keys[7], 'kind', 'msg', 'gid', gid, 'first', first_id, 'last', last_id, 'n', stored)
+      append_entry(keys[8], 'kind', 'msg', 'gid', gid, 'first', first_id, 'last', last_id, 'n', stored)
     end
   end
   return answers
@@ -119,7 +126,7 @@ define_for_group('im_recall', ALLOW_OOM, function(keys, args, seq, last, trimmed
   local entry, problem = find_message(keys[2], tonumber(target), last, trimmed)
   if entry then
     sender = entry[2][4]
-    if entry[2][15] then
+    if entry[2][15] == 'recalls' then
       return 'TOMBSTONE'
     end
   elseif problem ~= 'TRIMMED' then
@@ -149,15 +156,14 @@ define_for_group('im_recall', ALLOW_OOM, function(keys, args, seq, last, trimmed
   return {id, seq + 1}
 end)
 
--- Entries as members may see them: a recalled message has an empty text and the field `recalled`. A tombstone has the field
--- `recalls`, which names the recalled message.
+-- Entries as members may see them: a recalled message has an empty text and, instead of its meta, the field `recalled`.
 local function hide_recalled(entries, recalled)
   if #entries == 0 or redis.call('EXISTS', recalled) == 0 then
     return entries
   end
   for _, entry in ipairs(entries) do
     local values = entry[2]
-    if is_message(entry) and not values[15] and redis.call('ZSCORE', recalled, decimal(pack(entry[1]))) then
+    if is_message(entry) and values[15] ~= 'recalls' and redis.call('ZSCORE', recalled, decimal(pack(entry[1]))) then
       values[14], values[15], values[16] = '', 'recalled', '1'
     end
   end

@@ -183,7 +183,7 @@ define_for_group('im_changes', READ_ONLY, function(keys, args, _, _, trimmed)
     local first, final = '(' .. unpack_id(tonumber(args[i])), unpack_id(tonumber(args[i + 1]))
     local entries, more = read_page('XRANGE', keys[2], first, final, room, bytes)
     for _, entry in ipairs(entries) do
-      bytes = bytes - #entry[2][14]
+      bytes = bytes - bytes_of_text(entry[2])
       local sender = entry[2][4]
       next_after = decimal(pack(entry[1]))
       if sender ~= args[i + 2] and entry[2][15] ~= 'recalls' then

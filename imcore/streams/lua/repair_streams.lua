@@ -94,19 +94,21 @@ end)
 
 -- im_repair_add: add messages to a shadow, after those it has; earlier ones are skipped.
 -- Keys: group_locks, shadow, recalled. Arguments: gid, token, then for each message: msgid, seq, uid, span, client_msgid or '',
--- sent_at in ms or '', 1 if the sender was caught up, content, packed msgid that it recalls or ''.
+-- sent_at in ms or '', 1 if the sender was caught up, content, packed msgid that it recalls or '', meta as JSON or ''.
 -- Answer: how many entries the shadow has now. Errors: LOST.
 define_locked('im_repair_add', function(keys, args)
   local top = last_id(keys[2])
-  for i = 3, #args, 9 do
+  for i = 3, #args, 10 do
     if is_after(args[i], top) then
       local fields = {'seq', args[i + 1], 'uid', args[i + 2], 'span', args[i + 3], 'cid', args[i + 4], 'sent', args[i + 5],
         'caught_up', args[i + 6], 'text', args[i + 7]}
-      local recalls = args[i + 8]
+      local recalls, meta = args[i + 8], args[i + 9]
       if recalls ~= '' then
         fields[15], fields[16] = 'recalls', recalls
         local packed = decimal(pack(args[i]))
         redis.call('ZADD', keys[3], recalls, recalls, packed, packed)
+      elseif meta ~= '' then
+        fields[15], fields[16] = 'meta', meta
       end
       redis.call('XADD', keys[2], args[i], unpack(fields))
     end

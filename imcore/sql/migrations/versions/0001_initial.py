@@ -31,7 +31,7 @@ _STATEMENTS = """
     CREATE TABLE group_msgs (
         msgid BIGINT NOT NULL, seq BIGINT NOT NULL, span BIGINT, time {time} NOT NULL, sent_at {time}, recalls BIGINT,
         confirmed_read INTEGER DEFAULT 0 NOT NULL, gid {name} NOT NULL, sender_uid {name} NOT NULL, client_msgid {name},
-        content TEXT NOT NULL, PRIMARY KEY (gid, msgid));
+        meta TEXT, content TEXT NOT NULL, PRIMARY KEY (gid, msgid));
     CREATE INDEX ix_group_msgs_recalls ON group_msgs (gid, recalls) WHERE recalls IS NOT NULL;
     CREATE INDEX ix_group_msgs_sender ON group_msgs (sender_uid);
     CREATE INDEX {client_index} WHERE client_msgid IS NOT NULL;
