@@ -16,7 +16,7 @@ from imcore.streams.calls import group_calls
 from imcore.streams.calls.call import Call, command_of
 from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
 from imcore.streams.library import Library, is_missing
-from imcore.streams.redis_errors import LOST, address, driver_errors, translated
+from imcore.streams.redis_errors import DRIVER_ERRORS, LOST, address, driver_errors, translated
 from imcore.streams.rounds import Client, Run, Steps, exchange, refresh_slots, repeated, run
 from imcore.streams.server_info import primaries_of
 from imcore.streams.transport import InFlight, perform_step
@@ -167,7 +167,10 @@ class RedisClient:
             yield Run(partial(self.prepare, batch))
         results: list[T | ImError] = []
         for part in batches(batch, CHUNK):
-            answers = yield from self._pipeline(part, repeatable)
+            try:
+                answers = yield from exchange(self.driver, list(map(command_of, part)), repeatable=repeatable)
+            except DRIVER_ERRORS as error:
+                raise translated(error, self.address) from error
             failed = [number for number, answer in enumerate(answers) if isinstance(answer, Exception)]
             if failed:
                 yield from self._handle(failed, part, answers, repeatable)
@@ -181,7 +184,9 @@ class RedisClient:
         missing = [number for number in failed if is_missing(answers[number])]
         if missing:  # on one node of a cluster, or until another process loaded them: the other calls are done
             yield Run(partial(self._load_again, part))
-            again = yield from self._pipeline([part[number] for number in missing], repeatable)
+            commands = [command_of(part[number]) for number in missing]
+            with driver_errors(self.address):
+                again = yield from exchange(self.driver, commands, repeatable=repeatable)
             for number, answer in zip(missing, again, strict=True):
                 answers[number] = answer
         yield Run(partial(self._translate, answers, [call.gid for call in part]))
@@ -269,10 +274,6 @@ class RedisClient:
 
     def _attempt(self, attempt: Callable[[], T], repeatable: bool) -> T:
         return perform(repeated(self.driver, partial(run, attempt), repeatable=repeatable), perform_step)
-
-    def _pipeline(self, part: Sequence[Call[Any]], repeatable: bool) -> Steps[list[Any]]:
-        with driver_errors(self.address):
-            return (yield from exchange(self.driver, list(map(command_of, part)), repeatable=repeatable))
 
     def _result(self, call: Call[T], answer: Any) -> T | ImError:
         if isinstance(answer, ImError):

@@ -18,6 +18,8 @@ from imcore.streams.connections import HungUpError, NotRedisError
 LOST = (driver.ConnectionError, driver.TimeoutError, driver.ClusterDownError, driver.SlotNotCoveredError, OSError)
 """No answer came: the command may have run or not."""
 
+DRIVER_ERRORS = (driver.RedisError, driver.RedisClusterException, OSError)
+
 _REFUSED_BY_WORD = {
     "LOADING": "is still loading its data: try again in a moment",
     "READONLY": "is a replica by now and takes no writes: connect to the new primary",
@@ -122,7 +124,7 @@ def driver_errors(where: str, gid: str = "", *, variable: str = CHAT_URL) -> Ite
     """Translate what the driver raises into an ImError, as `translated` does, with the cause kept."""
     try:
         yield
-    except (driver.RedisError, driver.RedisClusterException, OSError) as error:
+    except DRIVER_ERRORS as error:
         raise translated(error, where, gid, variable=variable) from error
 
 

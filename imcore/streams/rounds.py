@@ -74,20 +74,23 @@ def run(function: Callable[[], T]) -> Steps[T]:
 
 def repeated(client: Client, attempt: Callable[[], Steps[T]], *, repeatable: bool) -> Steps[T]:
     """Repeat a `repeatable` attempt a few times after a lost connection, each time later, within PATIENCE_S."""
-    give_up = time.monotonic() + PATIENCE_S
-    failures = 0
+    begun, failures = time.monotonic(), 0
     while True:
         try:
             return (yield from attempt())
-        except LOST:
-            if not repeatable:
-                raise
-            if isinstance(client, RedisCluster):
+        except LOST as error:
+            if repeatable and isinstance(client, RedisCluster):
                 yield Run(partial(refresh_slots, client))
             failures += 1
-            if failures > _MOST_REPEATS or time.monotonic() > give_up:
-                raise
-        yield Pause(_BACKOFF.compute(failures))
+            pause = _pause(error, failures, begun, repeatable)
+        yield pause
+
+
+def _pause(lost: Exception, failures: int, begun: float, repeatable: bool) -> Pause:
+    """Return how long to wait before the next attempt. Raise the error of the last one if that was enough."""
+    if not repeatable or failures > _MOST_REPEATS or time.monotonic() > begun + PATIENCE_S:
+        raise lost
+    return Pause(_BACKOFF.compute(failures))
 
 
 def exchange(client: Client, commands: Sequence[Command], *, repeatable: bool) -> Steps[list[Any]]:
@@ -97,15 +100,15 @@ def exchange(client: Client, commands: Sequence[Command], *, repeatable: bool) -
     """
     if isinstance(client, RedisCluster):
         return (yield from _exchange_with_cluster(client, commands, repeatable))
-    return (yield from repeated(client, partial(_one_flight, client, commands), repeatable=repeatable))
-
-
-def _one_flight(client: Redis, commands: Sequence[Command]) -> Steps[list[Any]]:
-    [answered] = yield Send([(client, commands)])
-    if isinstance(answered, Exception):
-        raise answered
-    answers: list[Any] = answered
-    return answers
+    # Written out, and not by `repeated`: the most frequent steps by far.
+    begun, failures = time.monotonic(), 0
+    while True:
+        [answered] = yield Send(((client, commands),))
+        if not isinstance(answered, Exception):
+            answers: list[Any] = answered
+            return answers
+        failures += 1
+        yield _pause(answered, failures, begun, repeatable)
 
 
 def _exchange_with_cluster(client: RedisCluster, commands: Sequence[Command], repeatable: bool) -> Steps[list[Any]]:
@@ -204,7 +207,7 @@ def _redirect(client: RedisCluster, command: Command, redirection: driver.Respon
         elif isinstance(redirection, driver.AskError):
             commands, node = [("ASKING",), command], client.get_node(redirection.host, redirection.port)
         node = node or client.get_node_from_key(_key_of(command))
-        return (yield from _one_flight(client.get_redis_connection(node), commands))[-1]
+        return (yield from exchange(client.get_redis_connection(node), commands, repeatable=False))[-1]
     except (*LOST, driver.RedisClusterException) as error:
         return error
 

@@ -70,6 +70,9 @@ def perform_step(step: Send | Pause | Run) -> Any:
 
 def _send(flights: Sequence[tuple[Any, Sequence[Command]]]) -> list[Answered]:
     """Send to all servers first, then read the answers."""
+    if len(flights) == 1:
+        begun_now = _begun(*flights[0])
+        return [begun_now if isinstance(begun_now, Exception) else _answered(begun_now)]
     begun: list[InFlight | Exception] = []
     try:
         for server, commands in flights:
