@@ -71,6 +71,17 @@ def client(bench: Bench) -> Iterator[redis.Redis]:
             {
                 "one gateway, acks per message, receipts folded: cycles",
                 "one gateway, acks of 10, receipts folded: acks",
+                "one gateway, acks per message, receipts folded: CPU: all processes",
+                "one gateway, acks per message, receipts folded: CPU: persist",
+            },
+        ),
+        (
+            "storm --web",
+            {
+                "im serve, acks per message: CPU: all processes",
+                "im serve, acks of 10: CPU: im serve",
+                "the ASGI application, acks of 10: CPU: Redis",
+                "websockets' broadcast, acks per message: cycles",
             },
         ),
         (
@@ -145,11 +156,12 @@ def test_bench_refuses_a_sqlite_file_that_holds_data(bench: Bench) -> None:
     file.unlink()
 
 
-def test_bench_measures_latency_of_the_storm_only(bench: Bench) -> None:
-    result = bench.run("tally", "--latency")
+@pytest.mark.parametrize("part", ["--latency", "--web"])
+def test_bench_has_parts_of_the_storm_only(bench: Bench, part: str) -> None:
+    result = bench.run("tally", part)
 
     assert result.returncode == 2
-    assert "--latency is for storm only" in result.stderr
+    assert f"{part} is for storm only" in result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
