@@ -209,7 +209,7 @@ class AsyncGateway:
     async def _advance(self, core: Core) -> None:
         """Pass on what has come, and do what is due."""
         if not self._turn.locked():
-            self._pass_on(core)
+            self._handle_news(core)
             if core.due() > time.monotonic():
                 return
         await self._turn.acquire()
@@ -251,7 +251,12 @@ class AsyncGateway:
                     await self._perform(effects)
 
     def _pass_on(self, core: Core) -> None:
-        """Pass on what has come: else an ack could pass over an earlier message."""
+        """Pass on all that has come: else an ack could pass over an earlier message."""
+        if self._subscription:
+            self._subscription.read()
+        self._handle_news(core)
+
+    def _handle_news(self, core: Core) -> None:
         self._has_news = False
         subscription = self._subscription
         if subscription is None:

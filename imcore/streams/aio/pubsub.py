@@ -60,6 +60,11 @@ class AsyncSubscription:
             connection.write(pack_command(("PING",)))
         self._silent = set(self._connections.values())
 
+    def read(self) -> None:
+        """Read what has arrived: the loop may have been kept from that for long."""
+        for connection in list(self._connections.values()):
+            connection.read()
+
     def take(self) -> list[PubSubEvent]:
         """Return the events that have come."""
         events, self._events = self._events, []

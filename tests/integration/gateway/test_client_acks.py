@@ -14,6 +14,7 @@ from imcore.operations.effects import Effect, SqlQuery
 from imcore.settings import Settings
 from imcore.streams.keys import SEPARATOR
 from imcore.workers.receipts import ReceiptsWorker
+from tests.helpers.async_driver import before_effects
 from tests.helpers.gateways import Audience, Clock, kill_connections, nodes_of
 from tests.helpers.talk import leave_to_sql, offset, push_receipts, say
 from tests.helpers.workers import drain
@@ -305,8 +306,9 @@ def test_a_device_whose_subscription_was_lost_can_be_exact(chat: Chat, other: Ch
         for live in (ann, elsewhere):
             while live.poll(0.05) or not live.session.is_synced:
                 pass
-        subscription = next(iter(nodes_of(other.system.client.driver))).client_list(_type="pubsub")[0]
-        other.system.client.driver.client_kill_filter(_id=int(subscription["id"]))
+        [server] = nodes_of(other.system.client.driver)
+        first = min(int(each["id"]) for each in server.client_list(_type="pubsub"))
+        server.client_kill_filter(_id=first)
         other.ack("bob", "team")
         drain(worker)
         events: list[Message | Receipt] = []
@@ -357,18 +359,18 @@ def test_an_ack_of_a_trimmed_message_waits_alone_for_the_database(
     # Given a database that is away, and an ack of a message that only it has
     first, second = say(other, "1", "2")
     leave_to_sql(other, first.msgid)
-    answer = chat.performer.perform_one
+    is_away = False
 
-    def away(effect: Effect[Any]) -> Any:
-        if isinstance(effect, SqlQuery):
+    def away(effect: Effect[Any]) -> None:
+        if isinstance(effect, SqlQuery) and is_away:
             raise DatabaseUnavailable
-        return answer(effect)
 
+    before_effects(chat, monkeypatch, away)
     with chat.gateway(acks="client", ack_interval_s=0.02) as gateway:
         audience = Audience(gateway)
         bob, cyd = (gateway.open(uid, start="live") for uid in ("bob", "cyd"))
         audience.settled()
-        monkeypatch.setattr(chat.performer, "perform_one", away)
+        is_away = True
         gateway.received(bob, "team", first.msgid)
         gateway.end(bob)
         # Then others are acked
@@ -376,5 +378,5 @@ def test_an_ack_of_a_trimmed_message_waits_alone_for_the_database(
         audience.until(lambda: offset(other, "cyd") == second.msgid)
         assert offset(other, "bob") is None
         # And it is acked once the database is back
-        monkeypatch.setattr(chat.performer, "perform_one", answer)
+        is_away = False
         audience.until(lambda: offset(other, "bob") == first.msgid)
