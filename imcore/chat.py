@@ -33,6 +33,9 @@ class Chat:
     Every method raises InvalidInput for a name, content or msgid that cannot exist, UnknownGroup for an unknown gid,
     RedisUnavailable when no answer comes. A call that raised has changed nothing. Only after RedisUnavailable that is
     unknown; then all calls but a send without client_msgid may be repeated.
+
+    Threads may share a Chat once its first call has returned. What `groups` and `members` return is for one thread,
+    like each gateway and listener. A forked process makes its own Chat. Values, such as Message, are for any thread.
     """
 
     def __init__(self, system: System) -> None:

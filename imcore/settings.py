@@ -39,7 +39,7 @@ _MOST_DIGITS = len(str(max(_HIGHEST.values())))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Addresses, limits and intervals. Make it with `Settings.from_env`."""
+    """Addresses, limits and intervals. Make it with `Settings.from_env`. It never changes: any thread may use it."""
 
     data_dir: Path
     redis_url: str = field(repr=False)  # these three may hold passwords

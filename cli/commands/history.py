@@ -45,7 +45,8 @@ def history(run: Invocation, /, uid: str, gid: str, limit: int, **where: Any) ->
             lines = chain(lines, [ends])
         run.show(lines, records.MESSAGE_COLUMNS)
     if not run.json:
-        output.remark(*_hints(page, f"im history {shlex.quote(uid)} {shlex.quote(gid)}", *given))
+        for hint in _hints(page, f"im history {shlex.quote(uid)} {shlex.quote(gid)}", *given):
+            output.remark(hint)
 
 
 def _hints(page: "HistoryPage", this: str, cursor: str = "") -> Iterator[str]:

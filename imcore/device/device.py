@@ -51,7 +51,7 @@ class Flushed(NamedTuple):
 
 
 class Device:
-    """Joins a Chat and a LocalDatabase. Raises what these raise.
+    """Joins a Chat and a LocalDatabase. Raises what these raise. For the thread that has opened the database.
 
     A local database is for the data of one server. If the server has other data, every method that needs the server
     raises LocalDatabaseError, and has done nothing.

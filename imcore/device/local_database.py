@@ -106,7 +106,7 @@ def try_out(path: Path, uid: str, content_bytes: int) -> None:
 
 
 class LocalDatabase(LocalFile):
-    """One user's messages on one device.
+    """One user's messages on one device. For the thread that has opened it.
 
     One session holds it (`exclusive`). Short commands may read it meanwhile, and add what they have sent. Every method
     raises LocalDatabaseError if the database cannot be used, InvalidInput for values that it cannot keep; then nothing

@@ -72,17 +72,18 @@ def _object(value: object) -> dict[str, Any]:
 
 
 def _copy(value: object, depth: int) -> Any:
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, float) and math.isfinite(value):
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if not isinstance(value, Mapping | list | tuple):
         raise InvalidInput(f"meta holds {reprlib.repr(value)}, which JSON cannot say")
     if depth > DEEPEST:
         raise InvalidInput(f"meta is nested deeper than {DEEPEST} levels")
-    if not isinstance(value, Mapping):
-        return [_copy(each, depth + 1) for each in value]
-    for key in value:
-        if not isinstance(key, str):
-            raise InvalidInput(f"meta has the key {reprlib.repr(key)}: keys must be texts")
-    return {key: _copy(each, depth + 1) for key, each in value.items()}
+    if isinstance(value, Mapping):
+        return {_key(key): _copy(each, depth + 1) for key, each in value.items()}
+    return [_copy(each, depth + 1) for each in value]
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise InvalidInput(f"meta has the key {reprlib.repr(key)}: keys must be texts")
+    return key

@@ -4,6 +4,7 @@ A page grows on both sides of one position until it is full. Each call of Redis 
 up to which message it is trimmed. So SQL, which has all messages up to there, joins without a hole.
 """
 
+from itertools import takewhile
 from typing import Self
 
 from imcore import msgid as msgids
@@ -12,7 +13,7 @@ from imcore.model.limits import check_count, check_msgid, check_name
 from imcore.model.values import HistoryPage, Message
 from imcore.operations import queries
 from imcore.operations.effects import Effects, GetKeyspace, call
-from imcore.operations.queries import MessagesAround, MessagesAroundUnread, Sides
+from imcore.operations.queries import MessagesAround, MessagesAroundForeign, Sides
 from imcore.streams.calls import history_calls
 from imcore.streams.calls.history_calls import HistoryPart, UnreadPosition, Wanted
 from imcore.streams.keys import Keyspace
@@ -84,17 +85,19 @@ class _Page:
         """Begin around the first unread message if only SQL has it; return whether that is so."""
         offset, (_, older, _, newer) = position.offset, self._wanted
         while offset < position.trimmed:
-            sides = yield from MessagesAroundUnread(
+            sides = yield from MessagesAroundForeign(
                 self._gid, position.joined, position.trimmed, self._uid, offset, older + 1, newer
             )
             before, after = yield from self._messages_of(sides)
-            if not after:
-                return False
-            if not after[0].recalled:
+            read = list(takewhile(self._is_never_unread, after))
+            if after and not read:
                 self._add_trimmed(before, after, sees_older=True, trimmed=position.trimmed)
                 return True
-            offset = msgids.position_of(after[0].msgid)  # no worker has stored its recall yet
+            offset = msgids.position_of(read[-1].msgid) if read else position.trimmed
         return False
+
+    def _is_never_unread(self, message: Message) -> bool:
+        return message.sender_uid == self._uid or message.recalled or message.recalls is not None
 
     def fill(self) -> Effects[HistoryPage]:
         part = yield from self._grow()

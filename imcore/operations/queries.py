@@ -92,8 +92,11 @@ class MessagesAround(SqlQuery[Sides]):
 
 
 @dataclass(frozen=True, slots=True)
-class MessagesAroundUnread(SqlQuery[Sides]):
-    """The messages around the first unread one of a user past an offset, with after < msgid <= until; or none."""
+class MessagesAroundForeign(SqlQuery[Sides]):
+    """The messages around the first one past an offset that is not a user's own, with after < msgid <= until; or none.
+
+    It is no tombstone, but may be recalled.
+    """
 
     gid: str
     after: int
@@ -105,7 +108,7 @@ class MessagesAroundUnread(SqlQuery[Sides]):
 
     def run(self, database: "Database") -> Sides:
         between = self.after, self.until
-        return database.history.around_unread(self.gid, self.uid, between, self.offset, self.older, self.newer)
+        return database.history.around_foreign(self.gid, self.uid, between, self.offset, self.older, self.newer)
 
 
 @dataclass(frozen=True, slots=True)

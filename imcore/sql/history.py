@@ -3,10 +3,10 @@
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import ColumnElement, literal, select, union_all
+from sqlalchemy import ColumnElement, select, union_all
 
 from imcore.model.rows import MessageRow
-from imcore.sql.cells import has_msgid, is_recalled
+from imcore.sql.cells import is_recalled
 from imcore.sql.tables import GROUP_MSGS
 
 if TYPE_CHECKING:
@@ -20,10 +20,15 @@ Between = tuple[int, int]
 
 
 class _Side(NamedTuple):
-    """At most this many messages, the nearest to a msgid (packed)."""
+    """The messages with first <= msgid < end: at most this many, the last or the first of them.
 
-    msgid: ColumnElement[Any]
+    Each bound is one value. Of two conditions on the same end SQLite may take the wider one, and read all between.
+    """
+
+    first: int | ColumnElement[Any]
+    end: int | ColumnElement[Any]
     most: int
+    is_last: bool
 
 
 class HistoryQueries:
@@ -32,34 +37,38 @@ class HistoryQueries:
 
     def around(self, gid: str, between: Between, low: int, older: int, high: int, newer: int) -> Sides:
         """Return the newest messages before `low` and the oldest from `high` on."""
-        rows = self._rows(gid, between, _Side(literal(low), older), _Side(literal(high), newer))
+        after, until = between
+        before = _Side(after + 1, min(low, until + 1), older, is_last=True)
+        rows = self._rows(gid, before, _Side(max(high, after + 1), until + 1, newer, is_last=False))
         return [row for row in rows if row.msgid < low], [row for row in rows if row.msgid >= low]
 
-    def around_unread(self, gid: str, uid: str, between: Between, offset: int, older: int, newer: int) -> Sides:
-        """Return the messages before the first unread one of a user, and those from it on; nothing without one.
+    def around_foreign(self, gid: str, uid: str, between: Between, offset: int, older: int, newer: int) -> Sides:
+        """Return the messages before and from the first one on, past an offset, that others sent; nothing without one.
 
-        It is the first one past the offset that others sent and nobody recalled.
+        It is no tombstone, but may be recalled.
         """
-        c = GROUP_MSGS.c
-        query = select(c.msgid).where(c.gid == gid, c.msgid > offset, c.msgid <= between[1], has_msgid())
-        query = query.where(c.sender_uid != uid, c.recalls.is_(None), ~is_recalled()).order_by(c.msgid).limit(1)
-        unread = query.scalar_subquery()
-        rows = self._rows(gid, between, _Side(unread, older), _Side(unread, newer))
-        count = next((number for number, row in enumerate(rows) if row.msgid > offset and _is_unread(row, uid)), 0)
+        c, (after, until) = GROUP_MSGS.c, between
+        query = select(c.msgid).where(c.gid == gid, c.msgid > offset, c.msgid <= until)
+        query = query.where(c.sender_uid != uid, c.recalls.is_(None)).order_by(c.msgid).limit(1)
+        first = query.scalar_subquery()
+        before = _Side(after + 1, first, older, is_last=True)
+        rows = self._rows(gid, before, _Side(first, until + 1, newer, is_last=False))
+        count = next((number for number, row in enumerate(rows) if row.msgid > offset and _is_foreign(row, uid)), 0)
         return rows[:count], rows[count:]
 
-    def _rows(self, gid: str, between: Between, older: _Side, newer: _Side) -> list[MessageRow]:
+    def _rows(self, gid: str, *sides: _Side) -> list[MessageRow]:
         c, database = GROUP_MSGS.c, self._database
-        query = select(*database.reader.columns(recalled=is_recalled())).where(
-            c.gid == gid, c.msgid > between[0], c.msgid <= between[1], has_msgid()
-        )
-        sides = [
-            query.where(c.msgid < older.msgid).order_by(c.msgid.desc()).limit(older.most),
-            query.where(c.msgid >= newer.msgid).order_by(c.msgid).limit(newer.most),
-        ]
-        wanted = [select(side.subquery()) for side, (_, most) in zip(sides, (older, newer), strict=True) if most]
-        return sorted(database.reader.rows(database.fetch(union_all(*wanted))), key=attrgetter("msgid"))
+        parts = []
+        for first, end, most, is_last in sides:
+            query = select(c.msgid).where(c.gid == gid, c.msgid >= first, c.msgid < end)
+            if most:
+                parts.append(query.order_by(c.msgid.desc() if is_last else c.msgid).limit(most).subquery())
+        # The msgids first: of the rows between two bounds, however many, PostgreSQL would collect all tombstones.
+        wanted = union_all(*map(select, parts))
+        columns = database.reader.columns(recalled=is_recalled())
+        query = select(*columns).where(c.gid == gid, c.msgid.in_(wanted))
+        return sorted(database.reader.rows(database.fetch(query)), key=attrgetter("msgid"))
 
 
-def _is_unread(row: MessageRow, uid: str) -> bool:
-    return row.sender_uid != uid and row.recalls is None and not row.recalled
+def _is_foreign(row: MessageRow, uid: str) -> bool:
+    return row.sender_uid != uid and row.recalls is None

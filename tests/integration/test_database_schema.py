@@ -22,7 +22,7 @@ from imcore.sql.migrations import HEAD, VERSION_TABLE, run
 from imcore.sql.tables import Derived, Stored
 
 NAMES = {
-    "group_msgs": "msgid seq span time sent_at recalls confirmed_read gid sender_uid client_msgid content",
+    "group_msgs": "msgid seq span time sent_at recalls confirmed_read gid sender_uid client_msgid meta content",
     "group_spans": "gid uid joined_msgid left_msgid changed acked_msgid",
     "offset_moves": "msgid entry start reach gid uids",
     "chat_groups": "gid created_at",

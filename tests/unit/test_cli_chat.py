@@ -75,7 +75,8 @@ def test_time_is_utc_with_milliseconds_and_that_of_the_msgid() -> None:
 def test_one_to_one() -> None:
     [sent] = lines("dm", "bob", "Hello", "--from", "ann")
 
-    assert list(sent) == [*MESSAGE_KEYS, "peer"]
+    assert list(sent) == [*MESSAGE_KEYS, "recipients", "peer"]
+    assert sent.pop("recipients") == 1
     assert (sent["gid"], sent["peer"]) == ("dm:3:ann:bob", "bob")
     assert lines("pull", "bob") == [{**sent, "peer": "ann"}]
     assert lines("unread", "bob") == [{"gid": "dm:3:ann:bob", "unread": 1, "peer": "ann"}]

@@ -43,7 +43,7 @@ class UnreadPosition(NamedTuple):
 
 
 def history(space: Keyspace, gid: str, uid: str, wanted: Wanted, *, most_bytes: int) -> Call[HistoryPart]:
-    """Ask for the messages on both sides: at most `most_bytes` of text, exceeded by one message only."""
+    """Ask for the messages on both sides: at most `most_bytes` of text, exceeded by the first of a side only."""
     k = space.group(gid)
 
     def messages(entries: list[wire.Entry]) -> list[Message]:

@@ -50,7 +50,7 @@ end)
 
 -- im_history: the messages on both sides of a position, or of the page that is there already, as far as a member may see them.
 -- Keys: meta, stream, joined, recalled. Arguments: uid, packed msgid that older messages are before, how many of them, packed msgid
--- from which on newer messages are, how many of them, limit of bytes of text and meta, exceeded by one message only.
+-- from which on newer messages are, how many of them, limit of bytes of text and meta, exceeded by the first message of a side only.
 -- Answer: {packed msgid after which the member joined, trimmed, packed msgid of the newest, older entries, 1 if the limit of bytes
 -- has kept some back else 0, newer entries, 1 if the member may see an entry in Redis before all these else 0}; entries are oldest
 -- first, and messages up to `trimmed` are in SQL only. Or NOTMEMBER. Errors: NOGROUP.
