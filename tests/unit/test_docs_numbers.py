@@ -11,7 +11,7 @@ import pytest
 from imcore import msgid, process
 from imcore.admin import acl
 from imcore.cli.catalogue import SHARED_OPTIONS
-from imcore.gateway.core import GatewayOptions
+from imcore.gateway.core import FOLD_S, GatewayOptions
 from imcore.model import limits
 from imcore.operations import creation
 from imcore.settings import Settings
@@ -130,6 +130,7 @@ def test_the_pictures_have_the_numbers_of_the_product() -> None:
     assert f"folded over a window ({DEFAULTS.receipt_window_ms} ms)" in picture.text
     assert re.search(rf"every {gateway['ack_every']}\b", picture.text)
     assert re.search(rf"messages or {gateway['ack_interval_s']:g} s\b", picture.text)
+    assert f"wait {FOLD_S * 1000:g} ms for" in Document("imcore/gateway/README.md").text
 
 
 def test_msgids_begin_in_the_year_that_the_formula_has() -> None:

@@ -2,16 +2,17 @@
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 
 import pytest
 
 from imcore import msgid as msgids
 from imcore.gateway import fanout
 from imcore.gateway.cursor import ResumePoint
-from imcore.gateway.fanout import GroupSubscribers, NewMessage, Session
+from imcore.gateway.fanout import Event, Gap, GroupSubscribers, NewMessage, Session
 from imcore.model.values import Message
 from imcore.operations.queries import MessagePage
-from imcore.streams.calls.message_calls import UIDS_PER_CALL, AckTarget, PullResult, split_targets
+from imcore.streams.calls.message_calls import UIDS_PER_CALL, AckTarget, LeftOut, PullResult, split_targets
 
 BASE = msgids.EPOCH_MS + 1000
 
@@ -37,16 +38,25 @@ class Story:
         self.stored: list[Message] = []
         self.in_flight: list[Message] = []
         self.sessions: list[Session] = []
+        self.paused: dict[Session, ResumePoint | None] = {}
         self.got: dict[Session, list[int]] = defaultdict(list)
 
     def send(self) -> None:
         self.stored.append(message(len(self.stored) + 1))
         self.in_flight.append(self.stored[-1])
 
-    def take(self, events: list[NewMessage]) -> None:
+    def take(self, events: Sequence[Event]) -> None:
+        """Note what sessions were handed, and what was left out of it by name."""
+        seqs = {each.msgid: each.seq for each in self.stored}
         for event in events:
+            if isinstance(event, NewMessage):
+                first = last = event.message.seq
+            else:
+                assert isinstance(event, Gap)
+                first, last = seqs[event.from_msgid], seqs[event.to_msgid]
             for session in event.sessions:
-                self.got[session].append(event.message.seq)
+                assert isinstance(event, NewMessage) or session.most is not None
+                self.got[session] += range(first, last + 1)
 
     def hear(self) -> None:
         if self.in_flight:
@@ -65,8 +75,19 @@ class Story:
 
     def come(self) -> None:
         if len(self.sessions) < 8:
-            self.sessions.append(Session("u"))
+            self.sessions.append(Session("u", self.dice.choice([None, None, 0, 1, 5])))
             self.group.add(self.sessions[-1], ResumePoint(0))
+
+    def pause(self) -> None:
+        if len(self.sessions) > 3:
+            session = self.sessions.pop(self.dice.randrange(len(self.sessions)))
+            self.paused[session] = self.group.remove(session)
+
+    def resume(self) -> None:
+        if self.paused:
+            session, resume_point = self.paused.popitem()
+            self.sessions.append(session)
+            self.group.add(session, resume_point)
 
     def go(self) -> None:
         if len(self.sessions) > 3:
@@ -83,11 +104,16 @@ class Story:
         """Answer a pull as the server does: from the place on, or from the first message."""
         cursor = session.cursors["g"]
         if cursor.behind:
-            later = [m for m in self.stored if msgids.pack(m.msgid) > (cursor.msgid or 0)]
+            assert cursor.most is None or {each.most for each in self.group.sessions(cursor)} == {cursor.most}
+            start, left_out = cursor.msgid or 0, None
+            later = [m for m in self.stored if msgids.pack(m.msgid) > start]
+            if cursor.most is not None and len(later) > cursor.most:
+                left_out = LeftOut(start, packed(later[0].seq))
+                start = packed(later[-cursor.most - 1].seq)
+                later = later[len(later) - cursor.most :]
             page, more = later[:count], count < len(later)
-            events, _ = self.group.pulled(
-                cursor, PullResult(cursor.msgid or 0, 0, len(self.stored), page, more), MessagePage(page, more)
-            )
+            pulled = PullResult(start, 0, len(self.stored), page, more, left_out=left_out)
+            events, _ = self.group.pulled(cursor, pulled, MessagePage(page, more))
             self.take(events)
 
     def check(self) -> None:
@@ -110,8 +136,10 @@ def test_sessions_that_share_a_cursor_are_handed_every_message_once_and_in_order
     steps = [story.send, story.hear, story.send, story.hear, story.lose, story.pull, story.pull]
     # When
     for _ in range(120):
-        story.dice.choice([*steps, story.come, story.go, story.fall_behind])()
+        story.dice.choice([*steps, story.come, story.go, story.fall_behind, story.pause, story.resume])()
         story.check()
+    while story.paused:
+        story.resume()
     while story.in_flight:
         story.hear()
     for cursor in story.group:

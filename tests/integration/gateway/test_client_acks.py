@@ -2,12 +2,15 @@
 
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from imcore import Chat, Message, Receipt, Session
 from imcore import msgid as msgids
+from imcore.errors import DatabaseUnavailable
 from imcore.gateway.gateway import Gateway
+from imcore.operations.effects import Effect, SqlQuery
 from imcore.settings import Settings
 from imcore.streams.keys import SEPARATOR
 from imcore.workers.receipts import ReceiptsWorker
@@ -346,3 +349,32 @@ def test_polled_receipts_come_once_also_without_acks(chat: Chat, other: Chat) ->
         push_receipts(other, message)
         audience.until(lambda: len(audience.receipts[ann]) == 2)
         assert audience.receipts[ann][1].read == 2
+
+
+def test_an_ack_of_a_trimmed_message_waits_alone_for_the_database(
+    chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a database that is away, and an ack of a message that only it has
+    first, second = say(other, "1", "2")
+    leave_to_sql(other, first.msgid)
+    answer = chat.performer.perform_one
+
+    def away(effect: Effect[Any]) -> Any:
+        if isinstance(effect, SqlQuery):
+            raise DatabaseUnavailable
+        return answer(effect)
+
+    with chat.gateway(acks="client", ack_interval_s=0.02) as gateway:
+        audience = Audience(gateway)
+        bob, cyd = (gateway.open(uid, start="live") for uid in ("bob", "cyd"))
+        audience.settled()
+        monkeypatch.setattr(chat.performer, "perform_one", away)
+        gateway.received(bob, "team", first.msgid)
+        gateway.end(bob)
+        # Then others are acked
+        gateway.received(cyd, "team", second.msgid)
+        audience.until(lambda: offset(other, "cyd") == second.msgid)
+        assert offset(other, "bob") is None
+        # And it is acked once the database is back
+        monkeypatch.setattr(chat.performer, "perform_one", answer)
+        audience.until(lambda: offset(other, "bob") == first.msgid)
