@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 from tests.helpers import apt
 from tests.helpers.deadline import wait_until
@@ -27,6 +27,7 @@ _ROWS = """rows => rows.map(row => [row.querySelector('.text').textContent, row.
 @contextmanager
 def running_browser() -> Iterator[Browser]:
     """A headless Chromium."""
+    expect.set_options(timeout=_TIMEOUT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=apt.CHROMIUM.needed, args=_ARGUMENTS)
         try:
