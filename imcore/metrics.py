@@ -8,7 +8,7 @@ The numbers begin at 0 with the process. Each has one writer, a thread or a loop
 
 import time
 from bisect import bisect_left
-from collections import Counter as EachOf
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ HUMAN_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_4
 """Buckets for what people do, in seconds."""
 
 
-class Counter:
+class CounterMetric:
     """A number that only grows, for each value of its labels."""
 
     def __init__(
@@ -131,10 +131,10 @@ class Registry:
     """The metrics of one process, and their exposition."""
 
     def __init__(self) -> None:
-        self._metrics: list[Counter | Gauge | Histogram] = []
+        self._metrics: list[CounterMetric | Gauge | Histogram] = []
         self._collectors: CollectorRegistry | None = None
 
-    def add(self, *metrics: Counter | Gauge | Histogram) -> None:
+    def add(self, *metrics: CounterMetric | Gauge | Histogram) -> None:
         self._metrics += metrics
 
     def collect(self) -> Iterator["Metric"]:
@@ -184,16 +184,16 @@ class WorkerMetrics:
         self._backlog: tuple[float, Backlogs, int | None] | None = None
         """When they were read, the backlogs, and the number of dead letters. Replaced as a whole."""
         one, each = ("worker",), ("worker", "partition")
-        self.entries = Counter("imcore_entries_handled", "Journal entries handled, by kind.", ("worker", "kind"))
-        self.batches = Counter("imcore_batches", "Steps that handled any entry.", one)
-        self.failures = Counter("imcore_entry_failures", "Failures of single entries, which are retried.", one)
-        self.buried = Counter("imcore_entries_buried", "Entries that became dead letters.", one)
-        self.errors = Counter("imcore_worker_errors", "Steps that failed and are repeated.", ("worker", "error"))
-        self.messages = Counter("imcore_messages_stored", "Messages written to SQL; after a crash some twice.")
-        self.acks = Counter("imcore_acks_folded", "Moves of offsets that were folded into receipts.")
-        self.receipts = Counter("imcore_receipts", "Receipts (one recipient, one message) in digests.")
-        self.digests = Counter("imcore_digests", "Digests sent to senders.")
-        self.jobs = Counter("imcore_jobs", "Jobs that have ended.", ("job", "outcome"))
+        self.entries = CounterMetric("imcore_entries_handled", "Journal entries handled, by kind.", ("worker", "kind"))
+        self.batches = CounterMetric("imcore_batches", "Steps that handled any entry.", one)
+        self.failures = CounterMetric("imcore_entry_failures", "Failures of single entries, which are retried.", one)
+        self.buried = CounterMetric("imcore_entries_buried", "Entries that became dead letters.", one)
+        self.errors = CounterMetric("imcore_worker_errors", "Steps that failed and are repeated.", ("worker", "error"))
+        self.messages = CounterMetric("imcore_messages_stored", "Messages written to SQL; after a crash some twice.")
+        self.acks = CounterMetric("imcore_acks_folded", "Moves of offsets that were folded into receipts.")
+        self.receipts = CounterMetric("imcore_receipts", "Receipts (one recipient, one message) in digests.")
+        self.digests = CounterMetric("imcore_digests", "Digests sent to senders.")
+        self.jobs = CounterMetric("imcore_jobs", "Jobs that have ended.", ("job", "outcome"))
         self.stored_s = Histogram(
             "imcore_send_to_store_seconds", "From a message's send to its commit in SQL.", QUICK_S
         )
@@ -214,7 +214,7 @@ class WorkerMetrics:
 
     def handled(self, kinds: Iterable[str]) -> None:
         """Count entries that were handled, by their kinds."""
-        for kind, count in EachOf(kinds).items():
+        for kind, count in Counter(kinds).items():
             self.entries.add(count, self.worker, kind)
 
     def failed(self, *, buried: bool) -> None:
@@ -259,13 +259,13 @@ class WebMetrics:
     def __init__(self, ack_calls: Callable[[], float] = lambda: 0) -> None:
         """`ack_calls` returns how many calls of the gateway have sent acks."""
         self.sockets = Gauge("imcore_sockets", "WebSockets that are open.")
-        self.closes = Counter("imcore_sockets_closed", "WebSockets that have ended, by close code.", ("code",))
-        self.calls = Counter("imcore_calls", "Calls and notifications of clients, by method.", ("method",))
-        self.errors = Counter("imcore_call_errors", "Calls that were answered with an error.", ("method", "error"))
-        self.messages = Counter("imcore_messages_pushed", "Messages pushed, one for each socket.")
-        self.receipts = Counter("imcore_receipts_pushed", "Changed tallies pushed, one for each socket.")
-        self.acks_received = Counter("imcore_acks_received", "Acks that clients sent.")
-        acks_sent = Counter(
+        self.closes = CounterMetric("imcore_sockets_closed", "WebSockets that have ended, by close code.", ("code",))
+        self.calls = CounterMetric("imcore_calls", "Calls and notifications of clients, by method.", ("method",))
+        self.errors = CounterMetric("imcore_call_errors", "Calls answered with an error.", ("method", "error"))
+        self.messages = CounterMetric("imcore_messages_pushed", "Messages pushed, one for each socket.")
+        self.receipts = CounterMetric("imcore_receipts_pushed", "Changed tallies pushed, one for each socket.")
+        self.acks_received = CounterMetric("imcore_acks_received", "Acks that clients sent.")
+        acks_sent = CounterMetric(
             "imcore_acks_sent", "Calls that ack at Redis: those of many clients are folded.", read=ack_calls
         )
         self.pushed_s = Histogram("imcore_send_to_push_seconds", "From a message's send to its push.", QUICK_S)

@@ -8,6 +8,7 @@ themselves.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -124,12 +125,16 @@ class Persist:
         return len(written) + sum(self._journal.fail(item.entry, item.problem) for item in items if item.problem)
 
     def _count(self, written: Sequence[Entry]) -> None:
-        """Count the messages of entries that are in SQL now. Those of one entry were sent at once."""
-        now_s = time.time()
+        """Count the messages of entries that are in SQL now, by the millisecond in which they were sent."""
+        sent: defaultdict[int, int] = defaultdict(int)
         for entry in written:
-            if isinstance(event := entry.event, Sent):
-                self._metrics.messages.add(event.messages)
-                self._metrics.stored_s.observe(now_s - msgids.time_ms(event.last) / 1000, event.messages)
+            event = entry.event
+            if isinstance(event, Sent):
+                sent[msgids.time_ms(event.last)] += event.messages
+        now_s = time.time()
+        for sent_ms, messages in sent.items():
+            self._metrics.messages.add(messages)
+            self._metrics.stored_s.observe(now_s - sent_ms / 1000, messages)
 
     def _fetch_members(self, item: WorkItem) -> None:
         """Give an item the first members of its group; if one transaction cannot hold them, write all but the last.

@@ -5,11 +5,13 @@ import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from imcore.chat import Chat
 from imcore.cli.foreground import TextLog
 from imcore.errors import GroupExists
-from imcore.system import System
+
+if TYPE_CHECKING:
+    from imcore.system import System
 
 USERS = ("ann", "bob")
 """The users of the demo."""
@@ -37,9 +39,11 @@ class WebProcess:
     def arguments(self) -> list[str]:
         return ["--host", _HOST, "--port", str(self._port), *["--demo"] * self.is_demo]
 
-    def prepare(self, system: System) -> None:
+    def prepare(self, system: "System") -> None:
         """Make the group of the demo, with something said in it, unless it is there."""
         if self.is_demo:
+            from imcore.chat import Chat  # noqa: PLC0415 (the help need not wait for the drivers)
+
             chat = Chat(system)
             with suppress(GroupExists):  # somebody has changed it
                 if chat.create_group(GID, USERS).messages == 0:

@@ -73,14 +73,21 @@ def partition_stats(client: RedisClient, most_counted: int) -> list[tuple[int, W
     backlogs = [_Backlog(partition, journal, group) for partition, journal, group in _groups(client)]
     reading = backlogs
     while reading:
-        for backlog, page in zip(reading, client.query_many([each.next_page() for each in reading]), strict=True):
+        pages = client.query_many([each.next_page() for each in reading])
+        for backlog, page in zip(reading, pages, strict=True):
             backlog.receive(page)
         reading = [each for each in reading if each.has_more and each.count < most_counted]
-    pending = [each for each in backlogs if each.pending]
-    for backlog, summary in zip(pending, client.query_many([each.pending_summary() for each in pending]), strict=True):
-        backlog.receive_pending(summary)
+    _add_pending(client, backlogs)
     clock = _clock(client)
     return [(each.partition, each.stats(client, clock)) for each in backlogs]
+
+
+def _add_pending(client: RedisClient, backlogs: "Iterable[_Backlog]") -> None:
+    """Give each backlog the oldest entry that a process has in hand."""
+    pending = [each for each in backlogs if each.pending]
+    summaries = client.query_many([each.pending_summary() for each in pending])
+    for backlog, summary in zip(pending, summaries, strict=True):
+        backlog.receive_pending(summary)
 
 
 def _clock(client: RedisClient) -> Callable[[str], int]:

@@ -25,7 +25,7 @@ from imcore.web.auth import Identity, bearer_of
 from imcore.web.health import redis_trouble, sql_trouble
 from imcore.web.hub import Hub
 from imcore.web.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcError
-from imcore.web.settings import WebSettings, same_origin
+from imcore.web.settings import WebSettings, origin_is_allowed
 
 if TYPE_CHECKING:
     from imcore.aio import AsyncChat
@@ -95,20 +95,6 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
-
-
-def origin_is_allowed(headers: Mapping[str, str], settings: WebSettings) -> bool:
-    """Return whether a request may come from the page that it comes from: one of this host, or of IM_WEB_ORIGINS.
-
-    Programs send no Origin. Names of headers are in lower case.
-    """
-    origin = headers.get("origin")
-    if origin is None:
-        return True
-    origin = same_origin(origin)
-    scheme = origin.partition("://")[0]
-    host = headers.get("host", "")
-    return (bool(host) and origin == same_origin(f"{scheme}://{host}")) or origin in settings.origins
 
 
 @contextlib.asynccontextmanager

@@ -2,19 +2,22 @@
 
 import asyncio
 from collections.abc import Awaitable
+from typing import TYPE_CHECKING
 
-from imcore.aio import AsyncChat
 from imcore.errors import ImError
+
+if TYPE_CHECKING:
+    from imcore.aio import AsyncChat
 
 HEALTH_S = 2.0
 
 
-async def redis_trouble(chat: AsyncChat) -> str | None:
+async def redis_trouble(chat: "AsyncChat") -> str | None:
     """Return why Redis does not answer, None if it does."""
     return await _trouble(chat.online(["-"]), "Redis")
 
 
-async def sql_trouble(chat: AsyncChat) -> str | None:
+async def sql_trouble(chat: "AsyncChat") -> str | None:
     """Return why the SQL database cannot be used, None if it can."""
     return await _trouble(chat.open_database(), "the database")
 

@@ -83,15 +83,14 @@ def schema_of(hint: Any) -> Schema:
 
 def arguments(known: tuple[Parameter, ...], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is given, without nulls. Raise RpcError for unknown, missing and mistyped parameters."""
-    names = {parameter.name for parameter in known}
-    if unknown := sorted(given.keys() - names):
+    by_name = {parameter.name: parameter for parameter in known}
+    if unknown := sorted(given.keys() - by_name):
         raise RpcError(INVALID_PARAMS, f"unknown parameters: {', '.join(map(_shown, unknown))}")
     values = {name: value for name, value in given.items() if value is not None}
-    if missing := [parameter.name for parameter in known if parameter.is_required and parameter.name not in values]:
+    if missing := sorted({parameter.name for parameter in known if parameter.is_required} - values.keys()):
         raise RpcError(INVALID_PARAMS, f"missing parameters: {', '.join(missing)}")
-    for parameter in known:
-        if parameter.name in values:
-            _check(parameter.schema, values[parameter.name], parameter.name)
+    for name, value in values.items():
+        _check(by_name[name].schema, value, name)
     return values
 
 

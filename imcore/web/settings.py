@@ -49,6 +49,20 @@ class WebSettings:
         )
 
 
+def origin_is_allowed(headers: Mapping[str, str], settings: WebSettings) -> bool:
+    """Return whether a request may come from the page that it comes from: one of this host, or of IM_WEB_ORIGINS.
+
+    Programs send no Origin. Names of headers are in lower case.
+    """
+    origin = headers.get("origin")
+    if origin is None:
+        return True
+    origin = same_origin(origin)
+    scheme = origin.partition("://")[0]
+    host = headers.get("host", "")
+    return (bool(host) and origin == same_origin(f"{scheme}://{host}")) or origin in settings.origins
+
+
 def same_origin(origin: str) -> str:
     """Return an origin in the one spelling that is compared: in lower case, without a port that goes without saying."""
     origin = origin.lower()

@@ -9,10 +9,10 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
-from imcore.web.asgi import origin_is_allowed
 from imcore.web.client import GOING_AWAY, Client
 from imcore.web.flow import Frame
 from imcore.web.frames import PING, FrameReader, shake_hands
+from imcore.web.settings import origin_is_allowed
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState

@@ -52,6 +52,15 @@ class Tab:
         if message.type in {"error", "warning"} and not is_offline:
             self.faults.append(message.text)
 
+    def note_sent(self, method: str, frames: list[str]) -> None:
+        """Add to a list what this tab sends of a method, once it is loaded."""
+
+        def note(frame: str | bytes) -> None:
+            if f'"method":"{method}"' in str(frame):
+                frames.append(str(frame))
+
+        self.page.on("websocket", lambda socket: socket.on("framesent", note))
+
     @property
     def context(self) -> BrowserContext:
         return self.page.context

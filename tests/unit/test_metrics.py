@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from imcore import Chat
 from imcore.errors import ConfigurationError, DatabaseUnavailable, RedisUnavailable
-from imcore.metrics import STALE_S, Counter, Gauge, Histogram, Registry, WebMetrics, WorkerMetrics
+from imcore.metrics import STALE_S, CounterMetric, Gauge, Histogram, Registry, WebMetrics, WorkerMetrics
 from imcore.process import WorkerSignals
 from imcore.repair.watch import Watch
 from imcore.streams.journal import Journal
@@ -51,7 +51,7 @@ class TestNumbers:
         assert found["imcore_test_seconds_sum"] == pytest.approx(0.1 + 0.22 + 3 + 20)
 
     def test_counters_and_gauges_have_a_number_for_each_value_of_their_labels(self) -> None:
-        counter = Counter("imcore_test", "A test.", ("method", "error"))
+        counter = CounterMetric("imcore_test", "A test.", ("method", "error"))
         counter.add(1, "send", "NotMember")
         counter.add(2, "send", "NotMember")
         counter.add(1, "ack", "-32601")

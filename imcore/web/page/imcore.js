@@ -31,9 +31,10 @@ export function unpack(at) {
 
 export const timeOf = (at) => new Date(Math.floor(at / 8192) + EPOCH_MS);
 
-// What this browser has of a group is a list of ranges: [[low, high], ...], sorted, both ends included. Within a range no
-// message is missing; between two ranges something may be. All that is shown comes from one range at a time, so there is
-// never a silent hole. Adding a range is a union: it may come twice, late or from another tab, and the list stays true.
+// What this browser has of a group is a list of ranges: [[low, high], ...], sorted, both ends included. Within a range
+// no message is missing; between two ranges something may be. All that is shown comes from one range at a time, so
+// there is never a silent hole. Adding a range is a union: it may come twice, late or from another tab, and the list
+// stays true.
 
 export function withRange(ranges, low, high) {
   if (low > high) return ranges;
@@ -70,7 +71,9 @@ async function* walk(source, range, direction) {
 
 const isVisible = (message) => message.sender_uid !== undefined && !message.recalls;
 
-/** Messages by (gid, at), ranges and read positions by gid, and the outbox by client_msgid: of one user of one server. */
+/**
+ * Messages by (gid, at), ranges and read positions by gid, and the outbox by client_msgid: of one user of one server.
+ */
 class LocalDatabase {
   #db;
 
@@ -307,7 +310,7 @@ export function peerOf(gid, uid) {
 
 export const isDirect = (gid) => gid.startsWith('dm:') || gid.startsWith('dm#');
 
-/** Run `work` while no other tab of this user does. Without locks (plain http) the client_msgids still keep it safe. */
+/** Run `work` while no other tab of this user does. Browsers have no locks for plain http on another host. */
 function alone(name, work) {
   return navigator.locks ? navigator.locks.request(name, work) : work();
 }
@@ -399,8 +402,8 @@ export class ImClient extends EventTarget {
     const url = new URL('ws', this.#base);
     url.protocol = url.protocol.replace('http', 'ws');
     const socket = new WebSocket(url);
-    // By group, `live`: up to where the server has handed it over on this connection, or named what it left out; `newest`:
-    // its newest message when this connection began. What is between them comes.
+    // By group, `live`: up to where the server has handed it over on this connection, or named what it left out;
+    // `newest`: its newest message when this connection began. What is between them comes.
     const connection = {
       socket,
       calls: new Map(),
@@ -458,8 +461,8 @@ export class ImClient extends EventTarget {
     this.#timer = setTimeout(() => this.#connect(), longest * (0.5 + Math.random() / 2));
   }
 
-  // A dead network closes no socket. The browser answers the server's pings, unseen by this code; so ask a cheap question
-  // after a silence. Its answer also brings the counts that other devices of this user have changed.
+  // A dead network closes no socket. The browser answers the server's pings, unseen by this code; so ask a cheap
+  // question after a silence. Its answer also brings the counts that other devices of this user have changed.
   #heartbeat() {
     const silence = Date.now() - (this.#connection?.heardAt ?? Infinity);
     if (silence > SILENCE_MS + CALL_TIMEOUT_MS) this.#lost(this.#connection, LOST);
@@ -682,8 +685,8 @@ export class ImClient extends EventTarget {
     return Math.max(this.#connection?.live.get(gid) ?? 0, this.#connection?.newest.get(gid) ?? 0);
   }
 
-  // A count is derived from a read position and from messages, never counted up and down: so it cannot drift. If some of
-  // the messages are not here, the server counts.
+  // A count is derived from a read position and from messages, never counted up and down: so it cannot drift. If some
+  // of the messages are not here, the server counts.
   async #recount(gid, mayAsk = true) {
     const group = this.#group(gid);
     const unread = await this.#local.unread(gid, group.acked, this.#end(gid), this.uid);
@@ -726,12 +729,13 @@ export class ImClient extends EventTarget {
    * Return a page of visible messages, oldest first, from the local database or else from the server's history:
    * the newest, those before or after a position, or those around the first unread one.
    *
-   * {messages, low, high, older, newer, firstUnread, missing}: `low` and `high` are the positions to go on from, `older`
-   * and `newer` whether there is more. `missing`: there is more, but only the server has it, and it is away.
+   * {messages, low, high, older, newer, firstUnread, missing}: `low` and `high` are the positions to go on from,
+   * `older` and `newer` whether there is more. `missing`: there is more, but only the server has it, and it is away.
+   * With `isLocal` the server is not asked for those after a position.
    */
-  async messages(gid, { before, after, around, limit = PAGE } = {}) {
+  async messages(gid, { before, after, around, limit = PAGE, isLocal = false } = {}) {
     if (before !== undefined) return this.#older(gid, before, limit);
-    if (after !== undefined) return this.#newer(gid, after, limit);
+    if (after !== undefined) return this.#newer(gid, after, limit, isLocal);
     const page = around === 'unread' && this.group(gid)?.unread ? await this.#unreadPage(gid, limit) : null;
     const shown = page ?? (await this.#newest(gid, limit));
     this.refreshTallies(gid, shown.messages);
@@ -754,26 +758,21 @@ export class ImClient extends EventTarget {
     }
   }
 
-  async #newer(gid, after, limit) {
+  async #newer(gid, after, limit, isLocal = false) {
     for (;;) {
       const page = await this.#local.after(gid, after, limit);
       const end = Math.max(page.end, this.#end(gid));
       const high = page.reaches ?? after;
       const found = { messages: page.messages, low: after + 1, high, older: true, newer: high < end };
-      if (page.messages.length || high >= end) {
+      if (page.messages.length || high >= end || isLocal) {
         this.refreshTallies(gid, found.messages);
         return found;
       }
       const history = await this.#history(gid, { after: unpack(Math.max(high, 1)), limit });
       if (!history) return { ...found, missing: true };
       const last = history.messages.length ? pack(history.messages.at(-1).msgid) : 0;
-      await this.#local.keep(
-        gid,
-        history.messages,
-        this.uid,
-        high + 1,
-        history.newer && last ? last : Math.max(last, end),
-      );
+      const reached = history.newer && last ? last : Math.max(last, end);
+      await this.#local.keep(gid, history.messages, this.uid, high + 1, reached);
     }
   }
 
@@ -937,7 +936,7 @@ export class ImClient extends EventTarget {
     try {
       while (this.#drainAgain && this.state === 'online') {
         this.#drainAgain = false;
-        // Of several tabs one sends: else they would send in disorder.
+        // Of several tabs one sends: else each would send all of it, which does no harm and no good.
         await alone(`${this.#name} outbox`, () => this.#sendWaiting());
       }
     } finally {
@@ -985,7 +984,8 @@ export class ImClient extends EventTarget {
       });
   }
 
-  // Sent long ago without an answer: the server may have it and may have forgotten its client_msgid. Then history has it.
+  // Sent long ago without an answer: the server may have it and may have forgotten its client_msgid. Then history has
+  // it.
   async #hasArrived(item) {
     for (let before, older = true; older;) {
       const page = await this.#askHistory(item.gid, { before, limit: 100 });
@@ -1204,8 +1204,8 @@ function tickOf({ state, read, unread }) {
 }
 
 /**
- * The conversation that is open: a window of messages that follow one another without a hole. It grows at both ends while
- * one scrolls, and says to the client which messages were seen.
+ * The conversation that is open: a window of messages that follow one another without a hole. It grows at both ends
+ * while one scrolls, and says to the client which messages were seen.
  */
 class Timeline {
   #client;
@@ -1217,6 +1217,8 @@ class Timeline {
   #high = 0;
   #older = false;
   #newer = false;
+  #missing = { older: false, newer: false }; // what is there, and only the server has it, which is away
+  #loading = new Set(); // ends that grow
   #divider = null; // the row with the line "new messages"
   #sticks = true; // at the end: the window moves on as messages come
   #inView = new Set();
@@ -1252,6 +1254,7 @@ class Timeline {
     this.seen.disconnect();
     this.#inView.clear();
     this.#rows.clear();
+    this.#loading.clear();
     this.#divider = null;
     $('rows').replaceChildren();
     $('waiting').replaceChildren();
@@ -1277,9 +1280,9 @@ class Timeline {
     const waiting = await this.#client.outbox(gid);
     if (turn !== this.#turn) return;
     [this.#low, this.#high, this.#older, this.#newer] = [page.low, page.high, page.older, page.newer];
+    this.#missing = { older: page.missing, newer: page.missing };
     this.#insert(page.messages, null);
     this.#showWaiting(waiting);
-    this.#showEnds(page.missing);
     if (page.firstUnread) this.#divide(this.#rows.get(page.firstUnread));
     this.#toDivider();
     if (!page.missing) this.#observeEnds();
@@ -1288,11 +1291,13 @@ class Timeline {
   /** Bring what is shown up to date with the local database: messages that have come, and the outbox. */
   update() {
     return this.#do(async (isOpen) => {
-      const page = this.#newer ? null : await this.#client.messages(this.gid, { after: this.#high });
+      // From the local database only: what one has just written does not wait for a slow server.
+      const page = this.#newer ? null : await this.#client.messages(this.gid, { after: this.#high, isLocal: true });
       const waiting = await this.#client.outbox(this.gid);
       if (!isOpen()) return;
       if (page) this.#append(page);
       this.#showWaiting(waiting);
+      if (page?.newer) this.#observeEnds();
       if (this.#sticks && isSeen() && !page?.messages.length) this.#toEnd();
     });
   }
@@ -1333,16 +1338,19 @@ class Timeline {
     this.ends.observe($('newer'));
   }
 
-  #extend(end) {
-    if (end === $('older') ? !this.#older : !this.#newer) return;
-    this.#do(async (isOpen) => {
-      const isOlder = end === $('older');
-      if (isOlder ? !this.#older : !this.#newer) return;
-      const page = await this.#client.messages(this.gid, isOlder ? { before: this.#low } : { after: this.#high });
-      if (!isOpen()) return;
-      if (isOlder) this.#prepend(page);
-      else this.#append(page);
-      this.#showEnds(page.missing);
+  async #extend(end) {
+    const isOlder = end === $('older');
+    if (!(isOlder ? this.#older : this.#newer) || this.#loading.has(end)) return;
+    this.#loading.add(end);
+    const turn = this.#turn;
+    const request = this.#client.messages(this.gid, isOlder ? { before: this.#low } : { after: this.#high });
+    await request.catch(() => {}); // and meanwhile messages come, and are shown
+    this.#do(async () => {
+      const page = await request.finally(() => turn === this.#turn && this.#loading.delete(end));
+      if (turn !== this.#turn) return;
+      // The window may have changed at this end since: then it is asked for again.
+      if (isOlder && page.high === this.#low - 1) this.#prepend(page);
+      if (!isOlder && page.low === this.#high + 1) this.#append(page);
       if (!page.missing) this.#observeEnds();
     });
   }
@@ -1351,11 +1359,11 @@ class Timeline {
     // What one looks at stays where it is, while rows come above it.
     const anchor = $('rows').firstElementChild;
     const top = anchor?.getBoundingClientRect().top;
-    [this.#low, this.#older] = [page.low, page.older];
+    [this.#low, this.#older, this.#missing.older] = [page.low, page.older, page.missing];
     this.#insert(page.messages, anchor);
+    this.#showEnds();
     if (anchor) {
       this.#arrange(anchor);
-      this.#showEnds(page.missing);
       this.#log.scrollTop += anchor.getBoundingClientRect().top - top;
     }
     this.#drop([...this.#rows.keys()].slice(MOST_ROWS), true);
@@ -1363,12 +1371,12 @@ class Timeline {
 
   #append(page) {
     const follows = this.#sticks && isSeen();
-    [this.#high, this.#newer] = [page.high, page.newer];
+    [this.#high, this.#newer, this.#missing.newer] = [page.high, page.newer, page.missing];
     const added = this.#insert(page.messages, null);
     const fresh = added.find(({ message }) => message.sender_uid !== this.#client.uid);
     if (fresh && !follows && !this.#divider?.isConnected) this.#divide(fresh);
-    if (added.length && follows) this.#toRow(added[0]);
-    this.#showEnds(page.missing);
+    if (added.length && follows) this.#toRow(added[0], 60);
+    this.#showEnds();
     if (added.length && this.#sticks) this.#drop([...this.#rows.keys()].slice(0, -MOST_ROWS), false);
   }
 
@@ -1413,7 +1421,8 @@ class Timeline {
     row.classList.toggle('recalled', Boolean(message.recalled));
     row.classList.toggle('refused', message.state === 'refused');
     if (message.msgid) row.dataset.msgid = message.msgid;
-    row.querySelector('.text').textContent = message.recalled ? T.recalled : message.content; // texts are data, never markup
+    // Texts are data, never markup.
+    row.querySelector('.text').textContent = message.recalled ? T.recalled : message.content;
     const date = isStored ? timeOf(message.at) : new Date(message.time);
     row.querySelector('.foot time').textContent = CLOCK.format(date);
     row.querySelector('.foot time').dateTime = date.toISOString();
@@ -1467,10 +1476,11 @@ class Timeline {
     return row;
   }
 
-  #showEnds(missing = false) {
+  #showEnds() {
     const isEmpty = !this.#rows.size && !$('waiting').childElementCount;
-    $('older').textContent = !this.#older ? (isEmpty ? T.empty : T.beginning) : missing ? T.missing : T.loading;
-    $('newer').textContent = !this.#newer ? '' : missing ? T.missing : T.loading;
+    const beginning = isEmpty ? T.empty : T.beginning;
+    $('older').textContent = !this.#older ? beginning : this.#missing.older ? T.missing : T.loading;
+    $('newer').textContent = this.#missing.newer ? T.missing : T.loading;
     $('newer').hidden = !this.#newer;
   }
 
@@ -1492,15 +1502,15 @@ class Timeline {
   }
 
   /** To the end; but no further than that a row which nobody has seen yet is at the top. */
-  #toRow(row) {
+  #toRow(row, above) {
     const end = this.#log.scrollHeight - this.#log.clientHeight;
     const top = row.getBoundingClientRect().top - this.#log.getBoundingClientRect().top + this.#log.scrollTop;
-    this.#log.scrollTop = Math.min(end, top - this.#log.clientHeight / 5);
+    this.#log.scrollTop = Math.min(end, top - above);
     this.#scrolled();
   }
 
   #toDivider() {
-    if (this.#divider?.isConnected) this.#toRow(this.#divider);
+    if (this.#divider?.isConnected) this.#toRow(this.#divider, this.#log.clientHeight / 5);
     else this.#toEnd();
   }
 

@@ -5,8 +5,7 @@ from dataclasses import fields
 import pytest
 
 from imcore.errors import ConfigurationError
-from imcore.web.asgi import origin_is_allowed
-from imcore.web.settings import WebSettings
+from imcore.web.settings import WebSettings, origin_is_allowed
 from tests.helpers.web import web_settings
 
 NUMBERS = [field.name for field in fields(WebSettings) if isinstance(field.default, int)]
