@@ -222,10 +222,14 @@ class Outbox:
 
 
 class Silence:
-    """Finds sockets that are silent, with one timer for all: they are sent a ping, and then given up."""
+    """Finds sockets that are silent, with one timer for all: they are sent a ping, and then given up.
+
+    It looks at them some at a time: a timer for each moment would let the loop spin.
+    """
 
     def __init__(self, after_s: float) -> None:
         self._after_s = after_s
+        self._tick_s = after_s / 20
         self._due: OrderedDict[SocketProtocol, float] = OrderedDict()
         """When to look at each, in order."""
         self._timer: asyncio.TimerHandle | None = None
@@ -236,18 +240,18 @@ class Silence:
         self._due[socket] = loop.time() + self._after_s
         self._due.move_to_end(socket)
         if self._timer is None:
-            self._timer = loop.call_later(self._after_s, self._look)
+            self._timer = loop.call_later(self._tick_s, self._look)
 
     def forget(self, socket: SocketProtocol) -> None:
         self._due.pop(socket, None)
 
     def _look(self) -> None:
-        self._timer = None
         loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._tick_s, self._look) if self._due else None
+        now = loop.time()
         while self._due:
             socket, due = next(iter(self._due.items()))
-            if due > loop.time():
-                self._timer = loop.call_later(due - loop.time(), self._look)
+            if due > now:
                 return
             if not socket.is_silent:
                 socket.is_pinged = False

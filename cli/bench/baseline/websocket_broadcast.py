@@ -16,17 +16,20 @@ from websockets.asyncio.server import ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 
 _numbers = count(1)
-_sockets: set[ServerConnection] = set()
+_sockets: dict[str, set[ServerConnection]] = {}
+"""By token. Clients of one group have the same."""
 _acks: dict[str, int] = {}
 
 
 async def _serve(socket: ServerConnection) -> None:
     with suppress(ConnectionClosed):
         await _read(socket)
-    _sockets.discard(socket)
+    for sockets in _sockets.values():
+        sockets.discard(socket)
 
 
 async def _read(socket: ServerConnection) -> None:
+    sockets: set[ServerConnection] = set()
     async for text in socket:
         call = json.loads(text)
         if call["method"] == "ack":
@@ -35,10 +38,11 @@ async def _read(socket: ServerConnection) -> None:
             continue
         result: dict[str, Any] = {"groups": []}
         if call["method"] == "connect":
-            _sockets.add(socket)
+            sockets = _sockets.setdefault(call["params"]["token"], set())
+            sockets.add(socket)
         else:
             result = _message(call["params"])
-            broadcast(_sockets, _text({"jsonrpc": "2.0", "method": "message", "params": result}))
+            broadcast(sockets, _text({"jsonrpc": "2.0", "method": "message", "params": result}))
         await socket.send(_text({"jsonrpc": "2.0", "result": result, "id": call["id"]}))
 
 

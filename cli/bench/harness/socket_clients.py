@@ -1,8 +1,8 @@
 """Clients on real sockets, in a process of their own: 40 that read and ack, and one that sends.
 
 `python -m imcore.cli.bench.harness.socket_clients PLAN`, a JSON object with the fields of `Plan`. It connects, writes
-READY, waits for a byte on `go_fd`, lives through the storm, and writes a JSON object with what it has measured. It
-needs nothing of imcore but its protocol.
+READY, and for each byte on `go_fd` lives through a storm and writes a JSON object with what it has measured. It needs
+nothing of imcore but its protocol.
 """
 
 import asyncio
@@ -76,9 +76,9 @@ class Client(asyncio.Protocol):
                 self._take(bytes(event.data))
         self._write()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def connection_lost(self, exc: Exception | None) -> None:
         if self._protocol.close_sent is None:
-            _fail(f"a socket was closed: {self._protocol.close_rcvd}")
+            _fail(f"a socket was closed: {self._protocol.close_rcvd or exc or 'the server is gone'}")
 
     def call(self, method: str, **params: object) -> None:
         self._ids += 1
@@ -124,22 +124,25 @@ class Storm:
     """Sends while fewer messages are in flight than allowed. A reader acks every `ack_every`-th message."""
 
     def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+        self.plan = plan
         self._readers = len(plan.tokens) - 1
+        self._connected = 0
+        self._sender: Client
+        self._start_over()
+
+    def _start_over(self) -> None:
         self.seen = Seen()
         self._missing: dict[str, int] = {}
         self._called_at: list[float] = []
-        self._connected = 0
         self._done = asyncio.get_running_loop().create_future()
-        self._sender: Client
 
     async def connect(self) -> None:
-        loop, place = asyncio.get_running_loop(), urlsplit(self._plan.url)
+        loop, place = asyncio.get_running_loop(), urlsplit(self.plan.url)
         host, port = place.hostname or "", place.port or 0
         clients: list[Client] = []
-        for token in self._plan.tokens:
+        for token in self.plan.tokens:
             _, client = await loop.create_connection(
-                lambda: Client(self._plan.url, self._told, self._answered), host, port
+                lambda: Client(self.plan.url, self._told, self._answered), host, port
             )
             await client.is_open
             client.call("connect", token=token, start="live")
@@ -150,6 +153,7 @@ class Storm:
 
     async def run(self) -> float:
         """Return the seconds until the sender knew that all have read the last message."""
+        self._start_over()
         began = time.perf_counter()
         self._send()
         async with asyncio.timeout(_DEADLINE_S):
@@ -157,9 +161,9 @@ class Storm:
         return time.perf_counter() - began
 
     def _send(self) -> None:
-        while len(self._called_at) < self._plan.messages and self._in_flight < self._plan.in_flight:
+        while len(self._called_at) < self.plan.messages and self._in_flight < self.plan.in_flight:
             self._called_at.append(time.perf_counter())
-            self._sender.call("send", gid=self._plan.gid, content=self._plan.text)
+            self._sender.call("send", gid=self.plan.gid, content=self.plan.text)
 
     @property
     def _in_flight(self) -> int:
@@ -180,23 +184,23 @@ class Storm:
     def _message(self, client: Client, message: Any) -> None:
         gid, msgid, seen = message["gid"], message["msgid"], self.seen
         client.received += 1
-        if client.received % self._plan.ack_every == 0:
+        if client.received % self.plan.ack_every == 0:
             client.notify(_ack(gid, msgid))
         missing = self._missing.get(msgid, self._readers) - 1
         self._missing[msgid] = missing
         if not missing:
             seen.arrived[msgid] = time.perf_counter()
             self._send()
-            if self._plan.is_bare and len(seen.arrived) == self._plan.messages:
+            if self.plan.is_bare and len(seen.arrived) == self.plan.messages:
                 self._done.set_result(None)
 
     def _receipts(self, receipts: Sequence[Any]) -> None:
         self.seen.digests += 1
         now = time.perf_counter()
         for receipt in receipts:
-            if receipt["read"] == self._readers:
+            if receipt["read"] == self._readers and receipt["msgid"] in self.seen.arrived:
                 self.seen.known.setdefault(receipt["msgid"], now)
-        if len(self.seen.known) == self._plan.messages and not self._done.done():
+        if len(self.seen.known) == self.plan.messages and not self._done.done():
             self._done.set_result(None)
 
 
@@ -204,19 +208,22 @@ async def _run(plan: Plan) -> None:
     loop, storm = asyncio.get_running_loop(), Storm(plan)
     await storm.connect()
     print(READY, flush=True)
-    await loop.run_in_executor(None, os.read, plan.go_fd, 1)
+    while await loop.run_in_executor(None, os.read, plan.go_fd, 1):
+        print(json.dumps(await _measured(storm)), flush=True)
+
+
+async def _measured(storm: Storm) -> dict[str, float]:
     seconds = await storm.run()
-    seen = storm.seen
+    seen, messages = storm.seen, storm.plan.messages
     samples = {
         "delivery": [(seen.arrived[msgid] - at) * 1000 for msgid, at in seen.sent.items()],
         "receipt": [(at - seen.arrived[msgid]) * 1000 for msgid, at in seen.known.items()],
     }
-    measured = {"cycles": plan.messages / seconds, "digests": seen.digests / plan.messages}
+    measured = {"cycles": messages / seconds, "digests": seen.digests / messages}
     for name, ms in samples.items():
         if ms:
             measured |= {f"{name} p50": percentile(ms, 0.5), f"{name} p99": percentile(ms, 0.99)}
-    print(json.dumps(measured), flush=True)
-    await loop.create_future()  # until it is ended
+    return measured
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING
 
 from imcore.cli.bench.harness import cpu
@@ -53,13 +52,14 @@ def run_web(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[
     extra.require("im bench storm --web")
     servers = servers.using(servers.tables(), receipt_window_ms=WINDOW_MS)
     key = secrets.token_hex(32)
-    gids = (f"{servers.name}-web-{number}" for number in count())
     with ExitStack() as things:
         running = things.enter_context(servers.running("persist", "receipts"))
         environment = {**servers.environment(), "IM_WEB_KEY": key, **_NO_LIMIT}
         processes = things.enter_context(Processes(environment, "the server"))
         contestants = {
-            _subject(server.name, ack_every): partial(_turn, running, server, key, gids, ack_every, messages)
+            _subject(server.name, ack_every): partial(
+                _turn, running, server, _clients(things, running, server, key, ack_every, messages)
+            )
             for server in _start(processes)
             for ack_every, messages in _sizes(plan)
         }
@@ -78,7 +78,7 @@ def _subject(name: str, ack_every: int) -> str:
 
 def _sizes(plan: RoundPlan) -> Sequence[tuple[int, int]]:
     """Return how often clients ack, and how many messages are sent then."""
-    return (1, plan.size(4000, 1000)), (10, plan.size(10_000, 2000))
+    return (1, plan.size(4000, 200)), (10, plan.size(10_000, 400))
 
 
 def _start(processes: Processes) -> list[_Server]:
@@ -111,25 +111,64 @@ def _accepts(port: int) -> bool:
     return True
 
 
-def _turn(
-    running: RunningServers, server: _Server, key: str, gids: Iterator[str], ack_every: int, messages: int
-) -> Measured:
-    gid = next(gids)
-    uids = [f"{gid}-{number}" for number in range(MEMBERS)]
-    running.chat.create_group(gid, uids)
+def _turn(running: RunningServers, server: _Server, clients: "_Clients") -> Measured:
     clocks: dict[str, Callable[[], float]] = {server.name: partial(cpu.tree_seconds, server.pid)}
     if server.name != _BARE:
         others = running.clocks()
         clocks |= {name: others[name] for name in others if name != cpu.HERE}
-    from imcore.cli.bench.harness.socket_clients import READY, Plan  # noqa: PLC0415 (of the extra, which may be missing)
+    running.wait_until_stored()
+    began = cpu.read(clocks)
+    seen = clients.storm()
+    running.wait_until_stored()
+    return seen | cpu_spent(began, clocks, clients.messages)
 
-    with ExitStack() as things:
-        reading, going = os.pipe()
-        things.callback(os.close, going)
+
+class _Clients:
+    """The process of the clients, which are connected all the time."""
+
+    def __init__(self, things: ExitStack, running: RunningServers, plan: "Plan", going: int) -> None:
+        self.messages = plan.messages
+        self._going = going
+        self._lines: list[str] = []
+        environment = running.servers.environment()
+        self._processes = things.enter_context(
+            Processes(environment, "the process of the", lambda _, line: self._lines.append(line))
+        )
+        command = [sys.executable, "-P", "-m", "imcore.cli.bench.harness.socket_clients", json.dumps(asdict(plan))]
+        self._processes.start("clients", command, environment, pass_fds=(plan.go_fd,))
+        self._line()  # they are ready
+
+    def storm(self) -> dict[str, float]:
+        """Let them live through a storm; return what they have measured."""
+        os.write(self._going, b"\n")
+        measured: dict[str, float] = json.loads(self._line())
+        return measured
+
+    def _line(self) -> str:
+        """Wait for the next line, and return it. Raise ImError if it does not come."""
+        try:
+            self._processes.wait(lambda: bool(self._lines), "the clients have an answer", timeout_s=_LONGEST_S)
+        except ImError as error:
+            raise ImError("; ".join([str(error), *self._lines[-1:]])) from error
+        return self._lines.pop(0)
+
+
+def _clients(
+    things: ExitStack, running: RunningServers, server: _Server, key: str, ack_every: int, messages: int
+) -> _Clients:
+    """Connect clients to a server, in a group of their own."""
+    from imcore.cli.bench.harness.socket_clients import Plan  # noqa: PLC0415 (of the extra, which may be missing)
+
+    gid = f"{running.servers.name}-web-{server.port}-{ack_every}"
+    uids = [f"{gid}-{number}" for number in range(MEMBERS)]
+    running.chat.create_group(gid, uids)
+    reading, going = os.pipe()
+    things.callback(os.close, going)
+    try:
         plan = Plan(
             url=f"ws://127.0.0.1:{server.port}/ws",
             gid=gid,
-            tokens=_tokens(key, uids[: ONLINE + 1]),
+            tokens=[gid] * (ONLINE + 1) if server.name == _BARE else _tokens(key, uids[: ONLINE + 1]),
             messages=messages,
             ack_every=ack_every,
             in_flight=IN_FLIGHT,
@@ -137,44 +176,9 @@ def _turn(
             go_fd=reading,
             is_bare=server.name == _BARE,
         )
-        clients = _start_clients(things, running, plan)
-        clients.wait(READY)
-        running.wait_until_stored()
-        began = cpu.read(clocks)
-        os.write(going, b"\n")
-        seen: dict[str, float] = json.loads(clients.wait("{"))
-        running.wait_until_stored()
-        return seen | cpu_spent(began, clocks, messages)
-
-
-class _Clients:
-    """The process of the clients."""
-
-    def __init__(self, processes: Processes, lines: list[str]) -> None:
-        self._processes, self._lines = processes, lines
-
-    def wait(self, beginning: str) -> str:
-        """Wait for a line that begins like this; return it. Raise ImError if it does not come."""
-
-        def found() -> str:
-            return next((line for line in self._lines if line.startswith(beginning)), "")
-
-        try:
-            self._processes.wait(lambda: bool(found()), f"the clients write {beginning!r}", timeout_s=_LONGEST_S)
-        except ImError as error:
-            raise ImError("; ".join([str(error), *self._lines[-1:]])) from error
-        return found()
-
-
-def _start_clients(things: ExitStack, running: RunningServers, plan: "Plan") -> _Clients:
-    lines: list[str] = []
-    environment = running.servers.environment()
-    processes = Processes(environment, "the process of the", lambda _, line: lines.append(line))
-    things.enter_context(processes)
-    command = [sys.executable, "-P", "-m", "imcore.cli.bench.harness.socket_clients", json.dumps(asdict(plan))]
-    processes.start("clients", command, environment, pass_fds=(plan.go_fd,))
-    os.close(plan.go_fd)
-    return _Clients(processes, lines)
+        return _Clients(things, running, plan, going)
+    finally:
+        os.close(reading)
 
 
 def _tokens(key: str, uids: Sequence[str]) -> list[str]:
