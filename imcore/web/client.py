@@ -79,15 +79,20 @@ class Client:
                 self._refuse(error, error.id)
             return
         method = self.hub.methods.get(request.method)
-        if request.is_notification and method is not None and method.is_folded:
-            if not self._rate.take(ACK_COST) and self._rate.is_flooded:
-                self._flooded()
-            elif self.hub.folds(request, text, self):
-                return
-        elif not self._within_limit(1.0, None if request.is_notification else request.id, request.is_notification):
-            return
-        if not self.hub.is_stopping:
+        if method is not None and method.is_folded and request.is_notification:
+            is_done = self._folded(request, text)
+        else:
+            id_ = None if request.is_notification else request.id
+            is_done = not self._within_limit(1.0, id_, request.is_notification)
+        if not is_done and not self.hub.is_stopping:
             self._enqueue(request, in_order=method is None or method.is_ordered)
+
+    def _folded(self, request: Request, text: bytes) -> bool:
+        """Take an ack at once if that is possible; return whether nothing is left to do."""
+        if not self._rate.take(ACK_COST) and self._rate.is_flooded:
+            self._flooded()
+            return True
+        return self.hub.folds(request, text, self)
 
     def refused_frame(self, code: int, reason: str) -> None:
         """Handle a frame that cannot be taken, as a binary one or one that is too large: one error, then the end."""
