@@ -52,10 +52,10 @@ class Seen:
     digests: int = 0
 
 
-class StormClient(asyncio.Protocol):
+class SocketClient(asyncio.Protocol):
     """One socket. Call `on_told(client, method, params)` for a notification, `on_result(result)` for an answer."""
 
-    def __init__(self, url: str, on_told: Callable[["StormClient", str, Any], None], on_result: Callable[[Any], None]):
+    def __init__(self, url: str, on_told: Callable[["SocketClient", str, Any], None], on_result: Callable[[Any], None]):
         self._protocol = ClientProtocol(parse_uri(url), max_size=None)
         self._on_told, self._on_result = on_told, on_result
         self._ids = 0
@@ -127,7 +127,7 @@ class Storm:
         self.plan = plan
         self._readers = len(plan.tokens) - 1
         self._connected = 0
-        self._sender: StormClient
+        self._sender: SocketClient
         self._start_over()
 
     def _start_over(self) -> None:
@@ -139,10 +139,10 @@ class Storm:
     async def connect(self) -> None:
         loop, place = asyncio.get_running_loop(), urlsplit(self.plan.url)
         host, port = place.hostname or "", place.port or 0
-        clients: list[StormClient] = []
+        clients: list[SocketClient] = []
         for token in self.plan.tokens:
             _, client = await loop.create_connection(
-                lambda: StormClient(self.plan.url, self._told, self._answered), host, port
+                lambda: SocketClient(self.plan.url, self._told, self._answered), host, port
             )
             await client.is_open
             client.call("connect", token=token, start="live")
@@ -175,13 +175,13 @@ class Storm:
         else:
             self.seen.sent[result["msgid"]] = self._called_at[len(self.seen.sent)]
 
-    def _told(self, client: StormClient, method: str, params: Any) -> None:
+    def _told(self, client: SocketClient, method: str, params: Any) -> None:
         if method == "receipts":
             self._receipts(params["receipts"])
         elif method == "message" and client is not self._sender:
             self._message(client, params)
 
-    def _message(self, client: StormClient, message: Any) -> None:
+    def _message(self, client: SocketClient, message: Any) -> None:
         gid, msgid, seen = message["gid"], message["msgid"], self.seen
         client.received += 1
         if client.received % self.plan.ack_every == 0:
