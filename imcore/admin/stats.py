@@ -13,7 +13,7 @@ from imcore.streams import keys, urls
 from imcore.streams.calls import journal_calls, session_calls
 from imcore.streams.client import CHUNK, RedisClient
 from imcore.streams.consumers import SilentHolder, WorkerStats, lives, silent_holders, worker_stats
-from imcore.streams.job_queue import job_queue
+from imcore.streams.job_queue import job_queue, open_jobs
 from imcore.system import System
 
 LATELY_S = 10
@@ -158,6 +158,7 @@ def _memory(client: RedisClient, names: Sequence[str]) -> int | None:
 def _jobs(settings: Settings) -> JobStats | None:
     if urls.is_cluster(settings.jobs_redis_url):
         return None  # rq does not run there
+    open_jobs(settings).close()  # a wrong URL or option is not passed over
     try:
         queue = job_queue(settings)
     except ImError:

@@ -38,15 +38,19 @@ class JobQueue:
     waiting_ms: int
 
 
+def open_jobs(settings: Settings) -> Client:
+    """Return a client of the jobs' Redis. Raise ConfigurationError for a wrong URL or option. Nothing is sent yet."""
+    return open_client(settings.jobs_redis_url, timeout_s=TIMEOUT_S, block_ms=settings.block_ms)
+
+
 def job_queue(settings: Settings) -> JobQueue:
     """Return the figures of the queue. Only reads. Raise ConfigurationError, RedisUnavailable and others of Redis.
 
     rq's own functions would delete old jobs.
     """
-    url = settings.jobs_redis_url
     with (
-        closing(open_client(url, timeout_s=TIMEOUT_S, block_ms=settings.block_ms)) as driver,
-        driver_errors(url, variable=settings.jobs_variable),
+        closing(open_jobs(settings)) as driver,
+        driver_errors(settings.jobs_redis_url, variable=settings.jobs_variable),
     ):
         query = partial(_query, driver)
         queued, running, failed, oldest = query(

@@ -57,11 +57,25 @@ def odd(good: st.SearchStrategy[Any], *bad: st.SearchStrategy[Any]) -> st.Search
     return st.sampled_from([False] * 7 + [True]).flatmap(lambda is_bad: st.one_of(*bad) if is_bad else good)
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """An object within an object, and so on."""
+    return {"a": nested(depth - 1)} if depth else {}
+
+
 gids = odd(st.sampled_from((*GIDS[:1] * 4, *GIDS, gid_of(*UIDS[:2]))), texts, wrong_types)
 uids = odd(st.sampled_from(UIDS), texts, wrong_types)
 msgids = odd(known("msgid"), st.sampled_from(MSGIDS), texts, wrong_types)
 contents = odd(st.sampled_from(["hi", "two\nlines", "[red]x[/red] {} %s", "\x1b[2J", "👍🏽"]), texts, wrong_types)
 client_msgids = odd(st.none() | st.sampled_from(["1", "c 2"]), texts, wrong_types)
+json_values = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e9, 1e9) | texts
+metas = odd(
+    st.none() | st.just({}) | st.just({"reply_to": "1767225600000-0"}),
+    st.dictionaries(texts, st.recursive(json_values, lambda inner: st.lists(inner, max_size=2)), max_size=3),
+    st.sampled_from([{"a": float("nan")}, {"a": 2**70}, {"a": {"b": object()}}, {"a": "x" * 5000}]),
+    st.integers(10, 150).map(nested),
+    st.dictionaries(texts, wrong_types, max_size=2),
+    wrong_types,
+)
 many_uids = odd(st.lists(st.sampled_from(UIDS), max_size=4), st.lists(uids, max_size=3), texts, wrong_types)
 sessions = odd(known("sid"), texts, wrong_types)
 limits = odd(st.none() | st.integers(1, 5), st.sampled_from([0, -1, 2**31, 2**63, 2**70, -(2**70), True, "1", 1.5]))
@@ -101,9 +115,10 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "content": contents,
     "client_msgid": client_msgids,
     "sent_at": times,
+    "meta": metas,
     "drafts": odd(
         st.lists(st.builds(Draft, st.sampled_from(UIDS), st.just("hi"), st.sampled_from(["", "1"])), max_size=3),
-        st.lists(st.builds(Draft, uids, contents, client_msgids, times), max_size=3),
+        st.lists(st.builds(Draft, uids, contents, client_msgids, times, metas), max_size=3),
         st.lists(wrong_types, max_size=2),
     ),
     "msgid": msgids,

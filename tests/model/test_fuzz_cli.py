@@ -31,7 +31,7 @@ from tests.model.examples import fuzzed
 from tests.model.fingerprint import fingerprint
 from tests.model.mischief import GIDS, MSGIDS, ODD, UIDS
 
-STARTS_PROCESSES = {"up", "worker", "demo", "bench"}
+STARTS_PROCESSES = {"up", "serve", "worker", "demo", "bench"}
 """These are given one argument too many: what they start is no matter of arguments."""
 
 GOES_ON = {"import", "dead requeue", "dead drop", "pull"}

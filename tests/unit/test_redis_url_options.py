@@ -11,6 +11,7 @@ import redis
 from imcore.admin.stats import stats
 from imcore.chat import Chat
 from imcore.errors import ConfigurationError
+from imcore.metrics import WorkerMetrics
 from imcore.process import WorkerSignals
 from imcore.settings import Settings
 from imcore.streams.client import RedisClient, open_client
@@ -193,9 +194,9 @@ def test_whoever_opens_a_connection_checks_the_options(settings: Settings, optio
         for open_it in (
             lambda: Chat.connect(settings=wrong),
             lambda: Chat.connect(url, settings=replace(settings, block_ms=4000)),
-            lambda: runner.run(ReceiptsWorker, wrong, signals, burst=False),
-            lambda: jobs.run(replace(wrong_jobs, redis_url=url), signals, burst=True),
-            lambda: jobs.run(wrong_jobs, signals, burst=True),
+            lambda: runner.run(ReceiptsWorker, wrong, signals, WorkerMetrics("receipts"), burst=False),
+            lambda: jobs.run(replace(wrong_jobs, redis_url=url), signals, WorkerMetrics("jobs"), burst=True),
+            lambda: jobs.run(wrong_jobs, signals, WorkerMetrics("jobs"), burst=True),
             lambda: stats.__globals__["_jobs"](chat.system.settings),
         ):
             with pytest.raises(ConfigurationError, match=option.partition("=")[0]):
