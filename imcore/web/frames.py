@@ -125,24 +125,31 @@ class FrameReader:
             data, self._held = bytes(self._held), bytearray()
         at, end = 0, len(data)
         while at < end and not self._is_over:
-            if data[at] == _WHOLE_TEXT and at + 1 < end and not self._is_in_message:
-                begin = at + 2 + _MASK_BYTES
-                stop = begin + (data[at + 1] ^ _MASKED)
-                if stop - begin <= _SHORT and stop <= end:
-                    payload = apply_mask(data[begin:stop], data[begin - _MASK_BYTES : begin])
-                    if payload.isascii():
-                        self._handler.text(payload)
-                    else:
-                        self._text(payload)
-                    at = stop
-                    continue
-            size = self._size(data, at, end)
-            if size > end - at:
-                self._held, self._needed = bytearray(data[at:]), size
-                return
-            if size:
-                self._frame(data[at : at + size])
-            at += size
+            at = self._read_short(data, at, end) or self._read(data, at, end)
+
+    def _read_short(self, data: bytes, at: int, end: int) -> int:
+        """Read a short text that has come as a whole; return where it ends, 0 if this is anything else."""
+        if data[at] != _WHOLE_TEXT or at + 1 >= end or self._is_in_message:
+            return 0
+        begin = at + 2 + _MASK_BYTES
+        stop = begin + (data[at + 1] ^ _MASKED)
+        if stop - begin > _SHORT or stop > end:
+            return 0
+        payload = apply_mask(data[begin:stop], data[begin - _MASK_BYTES : begin])
+        if payload.isascii():
+            self._handler.text(payload)
+        else:
+            self._text(payload)
+        return stop
+
+    def _read(self, data: bytes, at: int, end: int) -> int:
+        """Read any frame, or keep its beginning until more has come; return where it ends."""
+        size = self._size(data, at, end)
+        if size > end - at:
+            self._held, self._needed = bytearray(data[at:]), size
+        elif size:
+            self._frame(data[at : at + size])
+        return at + size
 
     def close(self, code: int, reason: str) -> None:
         """Write a close frame, if none was written. What comes is read on until the client's comes too."""

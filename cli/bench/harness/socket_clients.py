@@ -1,8 +1,8 @@
 """Clients on real sockets, in a process of their own: 40 that read and ack, and one that sends.
 
-`python -m imcore.cli.bench.harness.socket_clients PLAN`, a JSON object with the fields of `Plan`. It connects, writes
-READY, and for each byte on `go_fd` lives through a storm and writes a JSON object with what it has measured. It needs
-nothing of imcore but its protocol.
+`python -m imcore.cli.bench.harness.socket_clients PLAN`, a JSON object with the fields of `StormPlan`. It connects,
+writes READY, and for each byte on `go_fd` lives through a storm and writes a JSON object with what it has measured. It
+needs nothing of imcore but its protocol.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _DEADLINE_S = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class StormPlan:
     """The first token is the sender's. `is_bare`: the server only passes on what it gets, and knows no receipts."""
 
     url: str
@@ -52,10 +52,10 @@ class Seen:
     digests: int = 0
 
 
-class Client(asyncio.Protocol):
+class SocketClient(asyncio.Protocol):
     """One socket. Call `on_told(client, method, params)` for a notification, `on_result(result)` for an answer."""
 
-    def __init__(self, url: str, on_told: Callable[["Client", str, Any], None], on_result: Callable[[Any], None]):
+    def __init__(self, url: str, on_told: Callable[["SocketClient", str, Any], None], on_result: Callable[[Any], None]):
         self._protocol = ClientProtocol(parse_uri(url), max_size=None)
         self._on_told, self._on_result = on_told, on_result
         self._ids = 0
@@ -123,11 +123,11 @@ def _fail(why: str) -> NoReturn:
 class Storm:
     """Sends while fewer messages are in flight than allowed. A reader acks every `ack_every`-th message."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: StormPlan) -> None:
         self.plan = plan
         self._readers = len(plan.tokens) - 1
         self._connected = 0
-        self._sender: Client
+        self._sender: SocketClient
         self._start_over()
 
     def _start_over(self) -> None:
@@ -139,10 +139,10 @@ class Storm:
     async def connect(self) -> None:
         loop, place = asyncio.get_running_loop(), urlsplit(self.plan.url)
         host, port = place.hostname or "", place.port or 0
-        clients: list[Client] = []
+        clients: list[SocketClient] = []
         for token in self.plan.tokens:
             _, client = await loop.create_connection(
-                lambda: Client(self.plan.url, self._told, self._answered), host, port
+                lambda: SocketClient(self.plan.url, self._told, self._answered), host, port
             )
             await client.is_open
             client.call("connect", token=token, start="live")
@@ -175,13 +175,13 @@ class Storm:
         else:
             self.seen.sent[result["msgid"]] = self._called_at[len(self.seen.sent)]
 
-    def _told(self, client: Client, method: str, params: Any) -> None:
+    def _told(self, client: SocketClient, method: str, params: Any) -> None:
         if method == "receipts":
             self._receipts(params["receipts"])
         elif method == "message" and client is not self._sender:
             self._message(client, params)
 
-    def _message(self, client: Client, message: Any) -> None:
+    def _message(self, client: SocketClient, message: Any) -> None:
         gid, msgid, seen = message["gid"], message["msgid"], self.seen
         client.received += 1
         if client.received % self.plan.ack_every == 0:
@@ -204,7 +204,7 @@ class Storm:
             self._done.set_result(None)
 
 
-async def _run(plan: Plan) -> None:
+async def _run(plan: StormPlan) -> None:
     loop, storm = asyncio.get_running_loop(), Storm(plan)
     await storm.connect()
     print(READY, flush=True)
@@ -227,7 +227,7 @@ async def _measured(storm: Storm) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    plan = Plan(**json.loads(arguments[0]))
+    plan = StormPlan(**json.loads(arguments[0]))
     try:
         import uvloop  # noqa: PLC0415 (it may be missing)
     except ImportError:

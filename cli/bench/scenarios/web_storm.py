@@ -27,7 +27,7 @@ from imcore.errors import ImError
 from imcore.web import extra
 
 if TYPE_CHECKING:
-    from imcore.cli.bench.harness.socket_clients import Plan
+    from imcore.cli.bench.harness.socket_clients import StormPlan
 
 _LONGEST_S = 300
 _SPEED = "over sockets"
@@ -126,7 +126,7 @@ def _turn(running: RunningServers, server: _Server, clients: "_Clients") -> Meas
 class _Clients:
     """The process of the clients, which are connected all the time."""
 
-    def __init__(self, things: ExitStack, running: RunningServers, plan: "Plan", going: int) -> None:
+    def __init__(self, things: ExitStack, running: RunningServers, plan: "StormPlan", going: int) -> None:
         self.messages = plan.messages
         self._going = going
         self._lines: list[str] = []
@@ -157,7 +157,7 @@ def _clients(
     things: ExitStack, running: RunningServers, server: _Server, key: str, ack_every: int, messages: int
 ) -> _Clients:
     """Connect clients to a server, in a group of their own."""
-    from imcore.cli.bench.harness.socket_clients import Plan  # noqa: PLC0415 (of the extra, which may be missing)
+    from imcore.cli.bench.harness.socket_clients import StormPlan  # noqa: PLC0415 (of the extra, which may be missing)
 
     gid = f"{running.servers.name}-web-{server.port}-{ack_every}"
     uids = [f"{gid}-{number}" for number in range(MEMBERS)]
@@ -165,7 +165,7 @@ def _clients(
     reading, going = os.pipe()
     things.callback(os.close, going)
     try:
-        plan = Plan(
+        plan = StormPlan(
             url=f"ws://127.0.0.1:{server.port}/ws",
             gid=gid,
             tokens=[gid] * (ONLINE + 1) if server.name == _BARE else _tokens(key, uids[: ONLINE + 1]),
