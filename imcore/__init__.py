@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from imcore.gateway.async_gateway import AsyncGateway
     from imcore.gateway.async_listener import AsyncListener
     from imcore.gateway.fanout import Event, Gap, Joined, Left, NewMessage, ReceiptsChanged, Session, SessionStart
-    from imcore.gateway.gateway import Gateway, Listener
+    from imcore.gateway.gateway import Gateway
+    from imcore.gateway.listener import Listener
     from imcore.model.values import (
         Ack,
         Draft,
@@ -65,7 +66,7 @@ _PLACES = {
     "AsyncListener": "gateway.async_listener",
     "Chat": "chat",
     "Gateway": "gateway.gateway",
-    "Listener": "gateway.gateway",
+    "Listener": "gateway.listener",
     "Settings": "settings",
     "errors": "errors",
     "msgid": "msgid",

@@ -7,7 +7,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, cast
 from imcore.chat import Chat
 from imcore.gateway.async_gateway import AsyncGateway
 from imcore.gateway.async_listener import AsyncListener
-from imcore.gateway.core import SessionOptions
+from imcore.gateway.options import SessionOptions
 from imcore.gateway.request import StartMode
 from imcore.model.values import Message
 from imcore.operations import messages

@@ -5,8 +5,9 @@ from datetime import datetime
 from typing import Any, Self, Unpack
 
 from imcore.errors import ImError
-from imcore.gateway.core import SessionOptions
-from imcore.gateway.gateway import Gateway, Listener
+from imcore.gateway.gateway import Gateway
+from imcore.gateway.listener import Listener
+from imcore.gateway.options import SessionOptions
 from imcore.gateway.request import StartMode
 from imcore.model.values import (
     Ack,

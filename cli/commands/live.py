@@ -19,7 +19,7 @@ from imcore.process import Stopped, StopSignals
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
-    from imcore.gateway.core import SessionOptions
+    from imcore.gateway.options import SessionOptions
 
 
 @command("listen", example="im listen bob\nim listen bob --ack-every 1 --json")

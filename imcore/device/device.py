@@ -21,8 +21,8 @@ from imcore.errors import (
     TryAgain,
     UnknownGroup,
 )
-from imcore.gateway.core import SessionOptions
-from imcore.gateway.gateway import Listener
+from imcore.gateway.listener import Listener
+from imcore.gateway.options import SessionOptions
 from imcore.model.direct import gid_of, is_direct, peer_of
 from imcore.model.limits import check_content, check_name, check_resume_points
 from imcore.model.meta import Meta, check_meta

@@ -14,14 +14,10 @@ from contextlib import suppress
 from typing import Any, Self, TypeVar, Unpack
 
 from imcore.errors import InvalidInput, RedisUnavailable, TryAgain
-from imcore.gateway.core import Core, GatewayOptions, SessionOptions
+from imcore.gateway.core import Core
 from imcore.gateway.fanout import Event, Session
-from imcore.gateway.gateway import (
-    LONGEST_WAIT_S,
-    DatabaseRest,
-    Gateway,
-    check_client_acks,
-)
+from imcore.gateway.gateway import LONGEST_WAIT_S, DatabaseRest, Gateway
+from imcore.gateway.options import GatewayOptions, SessionOptions, check_client_acks
 from imcore.gateway.request import SessionRequest, StartMode
 from imcore.model.limits import check_handed_over, check_msgid, check_receipts, is_number
 from imcore.model.values import Receipt

@@ -6,7 +6,7 @@ from typing import Self
 
 from imcore.gateway.async_gateway import AsyncGateway
 from imcore.gateway.fanout import Event
-from imcore.gateway.gateway import Listener, items_of, resume_points_of
+from imcore.gateway.listener import Listener, items_of, resume_points_of
 from imcore.gateway.request import StartMode
 from imcore.model.values import Message, Receipt
 from imcore.operations import groups

@@ -18,8 +18,7 @@ After a gap in the seqs or a lost subscription it pulls, and a session that has 
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any
 
 from imcore.errors import (
     ConfigurationError,
@@ -37,10 +36,10 @@ from imcore.gateway.channels import ChannelOwner, Channels, Inbox, Resubscriptio
 from imcore.gateway.cursor import ResumePoint
 from imcore.gateway.delivery_queue import DeliveryQueue
 from imcore.gateway.fanout import Event, GroupSubscribers, NewMessage, ReceiptsChanged, Session
+from imcore.gateway.options import GatewayOptions
 from imcore.gateway.request import SessionRequest
 from imcore.gateway.scheduler import Scheduler
 from imcore.gateway.sessions import Heartbeat, ReceiptConfirmation, ReceiptDelivery
-from imcore.model.limits import check_count, check_seconds
 from imcore.model.values import Receipt
 from imcore.operations import queries
 from imcore.operations.effects import Effects, call_each, raised
@@ -53,43 +52,8 @@ from imcore.streams.keys import Keyspace
 from imcore.streams.wire import PONG, PUSHED, SUBSCRIBED, UNSUBSCRIBED, PubSubEvent
 from imcore.util.backoff import Clock, ThrottledLog
 
-AckMode = Literal["auto", "client", "off"]
-ReceiptMode = Literal["push", "poll"]
 FOLD_S = 0.01
 """How long an ack that is due by its number waits for those of other clients: they say so one after the other."""
-
-
-class SessionOptions(TypedDict, total=False):
-    """The fields of `GatewayOptions`, as keyword arguments."""
-
-    ack_every: int
-    ack_interval_s: float
-    acks: AckMode
-    receipts: ReceiptMode
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayOptions:
-    """How a gateway acks, and how it learns of receipts.
-
-    `ack_every` messages of a group or `ack_interval_s` seconds, whichever is first, make one ack. `acks` says what
-    counts as received: "auto" all that a `poll` has returned, once the next one is called; "client" only what
-    `received` and `confirm_receipts` are given; "off" nothing, so nothing is acked or confirmed. `receipts` says how
-    senders learn who has read: "push" as it happens, "poll" with each heartbeat. Raise InvalidInput for any other
-    value.
-    """
-
-    ack_every: int = 10
-    ack_interval_s: float = 1.0
-    acks: AckMode = "auto"
-    receipts: ReceiptMode = "push"
-
-    def __post_init__(self) -> None:
-        check_count(self.ack_every, "ack_every")
-        for name, choices in (("acks", get_args(AckMode)), ("receipts", get_args(ReceiptMode))):
-            if (value := getattr(self, name)) not in choices:
-                raise InvalidInput(f"{name} must be one of {', '.join(choices)}; it is {value!r}")
-        check_seconds(self.ack_interval_s, "ack_interval_s")
 
 
 class Core:

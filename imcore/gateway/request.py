@@ -12,8 +12,12 @@ from imcore.streams.calls.group_calls import Position
 
 StartMode = Literal["unread", "live", "join"]
 
-packed_msgid = lru_cache(maxsize=1024)(check_msgid)
-"""`check_msgid`, for one message after the other that many clients receive."""
+_packed = lru_cache(maxsize=1024)(check_msgid)
+
+
+def packed_msgid(msgid: str) -> int:
+    """Do as `check_msgid` does, at less cost where many clients receive one message after the other."""
+    return _packed(msgid) if type(msgid) is str else check_msgid(msgid)  # a cache raises TypeError for a list
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,19 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Executable, Select, column, func, inspect, select, table, text, union_all
+from sqlalchemy import (
+    CompoundSelect,
+    Connection,
+    Executable,
+    Select,
+    column,
+    func,
+    inspect,
+    select,
+    table,
+    text,
+    union_all,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -29,10 +41,10 @@ from imcore.errors import (
 )
 from imcore.model.rows import Batch, MessageRow
 from imcore.sql.backend import Backend
-from imcore.sql.cells import MessageReader, has_msgid, is_recalled, text_of
+from imcore.sql.backends import backend_of
+from imcore.sql.cells import MessageReader, is_recalled, text_of
 from imcore.sql.history import HistoryQueries
 from imcore.sql.migrations import HEAD, VERSION_TABLE
-from imcore.sql.sqlite import SCHEME, SqliteBackend, path_of
 from imcore.sql.tables import GROUP_MSGS, META, OFFSET_MOVES, REACHES, longest
 from imcore.util.batches import batches
 
@@ -40,8 +52,6 @@ log = logging.getLogger(__name__)
 
 PAGE = 1000
 """The rows of a stream that are in memory, and the ids that one statement names."""
-
-_POSTGRES = {"postgresql", "postgres", "postgresql+psycopg"}
 
 PUT_META = text(
     "INSERT INTO imcore_meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = :value"
@@ -68,7 +78,7 @@ class Database:
     @classmethod
     def connect(cls, url: str, *, data_dir: Path | None = None) -> Self:
         """Return the database at `sqlite:///path` or `postgresql://...`, without I/O. Raise ConfigurationError."""
-        return cls(_backend_of(url, data_dir))
+        return cls(backend_of(url, data_dir))
 
     def __enter__(self) -> Self:
         return self
@@ -197,15 +207,24 @@ class Database:
         self, gid: str, after: int, *, until: int | None = None, limit: int | None = None
     ) -> list[MessageRow]:
         """Return the messages with after < msgid <= until, oldest first, the oldest `limit` of them."""
-        query = (
-            self._messages(gid).where(GROUP_MSGS.c.msgid > after, has_msgid()).order_by(GROUP_MSGS.c.msgid).limit(limit)
-        )
-        return self._rows(query if until is None else query.where(GROUP_MSGS.c.msgid <= until))
+        c, last = GROUP_MSGS.c, msgids.HIGHEST if until is None else min(until, msgids.HIGHEST)
+        query = select(c.msgid).where(c.gid == gid, c.msgid >= max(after + 1, 1), c.msgid <= last)
+        return self.rows_at(gid, query.order_by(c.msgid).limit(limit))
 
     def messages_before(self, gid: str, before: int, *, limit: int, skip: int = 0) -> list[MessageRow]:
         """Return the newest `limit` messages with msgid < before, without the newest `skip`, oldest first."""
-        query = self._messages(gid).where(GROUP_MSGS.c.msgid < before, has_msgid()).order_by(GROUP_MSGS.c.msgid.desc())
-        return self._rows(query.limit(limit).offset(skip))[::-1]
+        c, last = GROUP_MSGS.c, min(before - 1, msgids.HIGHEST)
+        query = select(c.msgid).where(c.gid == gid, c.msgid >= 1, c.msgid <= last)
+        return self.rows_at(gid, query.order_by(c.msgid.desc()).limit(limit).offset(skip))
+
+    def rows_at(self, gid: str, wanted: Select[Any] | CompoundSelect[Any]) -> list[MessageRow]:
+        """Return the messages with the msgids that a query selects, oldest first.
+
+        That query selects a range of the primary key, with one bound at each end: of two bounds SQLite may take the
+        wider one, and read all between. It selects nothing else: of rows between two bounds PostgreSQL would collect
+        the tombstones of all groups.
+        """
+        return sorted(self._rows(self._messages(gid).where(GROUP_MSGS.c.msgid.in_(wanted))), key=attrgetter("msgid"))
 
     def read_times(self, gid: str, msgid: int) -> dict[str, int]:
         """Return when the members read the message, in milliseconds since 1970 by uid: when their offset passed it."""
@@ -288,19 +307,6 @@ class Database:
         if isinstance(error, DBAPIError):
             return self._backend.translate(error.orig if isinstance(error.orig, Exception) else error)
         return self._backend.translate(error) if isinstance(error, self._backend.driver_error) else None
-
-
-def _backend_of(url: str, data_dir: Path | None) -> Backend:
-    scheme, separator, _ = url.partition("://")
-    if url.startswith(SCHEME):
-        return SqliteBackend(path_of(url), data_dir)
-    if scheme in _POSTGRES:
-        from imcore.sql.postgres import PostgresBackend  # noqa: PLC0415 (psycopg is loaded where it is used)
-
-        return PostgresBackend(url)
-    # Without a scheme it may be a secret, and is not shown.
-    kind = f"{scheme}://" if separator else "a URL without a scheme"
-    raise ConfigurationError(f"{kind} is no database of ours: set IM_DATABASE_URL to {SCHEME}PATH or postgresql://...")
 
 
 def _interruption(error: BaseException | None, before: BaseException | None) -> BaseException | None:

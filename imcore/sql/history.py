@@ -1,12 +1,10 @@
 """Queries for a page of history: messages on both sides of a place, by one statement on the primary key."""
 
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import ColumnElement, select, union_all
 
 from imcore.model.rows import MessageRow
-from imcore.sql.cells import is_recalled
 from imcore.sql.tables import GROUP_MSGS
 
 if TYPE_CHECKING:
@@ -20,10 +18,7 @@ Between = tuple[int, int]
 
 
 class _Side(NamedTuple):
-    """The messages with first <= msgid < end: at most this many, the last or the first of them.
-
-    Each bound is one value. Of two conditions on the same end SQLite may take the wider one, and read all between.
-    """
+    """The messages with first <= msgid < end: at most this many, the last or the first of them."""
 
     first: int | ColumnElement[Any]
     end: int | ColumnElement[Any]
@@ -57,17 +52,13 @@ class HistoryQueries:
         return rows[:count], rows[count:]
 
     def _rows(self, gid: str, *sides: _Side) -> list[MessageRow]:
-        c, database = GROUP_MSGS.c, self._database
+        c = GROUP_MSGS.c
         parts = []
         for first, end, most, is_last in sides:
             query = select(c.msgid).where(c.gid == gid, c.msgid >= first, c.msgid < end)
             if most:
                 parts.append(query.order_by(c.msgid.desc() if is_last else c.msgid).limit(most).subquery())
-        # The msgids first: of the rows between two bounds, however many, PostgreSQL would collect all tombstones.
-        wanted = union_all(*map(select, parts))
-        columns = database.reader.columns(recalled=is_recalled())
-        query = select(*columns).where(c.gid == gid, c.msgid.in_(wanted))
-        return sorted(database.reader.rows(database.fetch(query)), key=attrgetter("msgid"))
+        return self._database.rows_at(gid, union_all(*map(select, parts)))
 
 
 def _is_foreign(row: MessageRow, uid: str) -> bool:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ACK_INTERVAL_S = 0.1
+"""Acks are folded for so long: people see a tick within half a second, the workers' window included."""
 HTTP_CALLS = 1000
 """Calls by HTTP that are in hand at once."""
 SOCKETS_S = 2.0
@@ -97,7 +99,7 @@ class Hub:
         async with self._starting:
             if self._pump is None and not self.is_stopping:
                 self._chat = self._given_chat or AsyncChat.connect()
-                self._gateway = self._chat.gateway(acks="client")
+                self._gateway = self._chat.gateway(acks="client", ack_interval_s=ACK_INTERVAL_S)
                 self._pump = asyncio.create_task(deliver(self._gateway, self.metrics))
                 self._run(self._open_database(self._chat))
 

@@ -21,8 +21,13 @@ class Dying(RedisClient):
         self._count()
         return answer
 
-    def _execute(self, commands: Any, *, repeatable: bool) -> list[Any]:
-        answers = super()._execute(commands, repeatable=repeatable)
+    def call_each(self, batch: Any, *, repeatable: bool = True) -> list[Any]:
+        answers = super().call_each(batch, repeatable=repeatable)
+        self._count()
+        return answers
+
+    def query_each(self, commands: Any, *, any_library: bool = False) -> list[Any]:
+        answers = super().query_each(commands, any_library=any_library)
         self._count()
         return answers
 

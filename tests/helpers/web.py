@@ -140,7 +140,7 @@ class FakeChat:
         self.gate.set()
 
     def gateway(self, **options: object) -> FakeGateway:
-        assert options == {"acks": "client"}
+        assert options["acks"] == "client"
         return self.fake_gateway
 
     async def open_database(self) -> None:

@@ -57,6 +57,10 @@ def test_each_query_is_a_range_of_the_primary_key(database: Database) -> None:
     between = (0, packed(60_000))
     database.history.around(GID, between, packed(20_000), 26, packed(20_000), 25)
     database.history.around_foreign(GID, READER, between, packed(20_000), 26, 25)
+    after = database.messages_after(GID, packed(20_000), until=packed(50_000), limit=25)
+    before = database.messages_before(GID, packed(40_000), limit=25, skip=10)
+    assert [row.seq for row in after] == [*range(20_001, 20_026)]
+    assert [row.seq for row in before] == [*range(39_965, 39_990)]
 
     explain = "EXPLAIN QUERY PLAN " if database.dialect == "sqlite" else "EXPLAIN "
     for statement, parameters in list(statements):

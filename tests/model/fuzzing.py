@@ -14,7 +14,8 @@ from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, Outgoing, path_of
 from imcore.errors import ImError
 from imcore.gateway.fanout import Session
-from imcore.gateway.gateway import Gateway, Listener
+from imcore.gateway.gateway import Gateway
+from imcore.gateway.listener import Listener
 from imcore.model.values import Message, Receipt
 from imcore.repair.check import check
 from imcore.streams.dead_letters import DeadLetter, list_dead

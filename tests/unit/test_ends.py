@@ -1,7 +1,7 @@
 """Ends that were set while the server's clock was ahead: the next look cuts them back to their length from now."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,9 @@ from imcore.streams import consumers, keys
 from imcore.streams.calls import creation_calls, journal_calls, message_calls, repair_calls, session_calls
 from imcore.streams.calls.journal_calls import CoalescingCounts
 from imcore.streams.calls.repair_calls import GroupLock
-from imcore.streams.client import RedisClient
 from imcore.streams.keys import SEPARATOR
+from imcore.streams.rounds import Pause, Run, Send
+from imcore.streams.transport import perform_step
 from imcore.util.backoff import ThrottledLog
 from tests.helpers.idempotency import put_back
 
@@ -259,18 +260,21 @@ class TestSilentHolders:
         self, chat: Chat, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         chat.system.client.call(journal_calls.lease("persist", 1, "dies now", LENGTH_MS))
-        whole = RedisClient._execute
 
-        def execute(client: RedisClient, commands: Sequence[tuple[Any, ...]], **how: Any) -> list[Any]:
+        def perform(step: Send | Pause | Run) -> Any:
             """Let the lease end before its time is asked for."""
+            if not isinstance(step, Send):
+                return perform_step(step)
+            [(server, commands)] = step.flights
             answers = []
             for command in commands:
                 if command[0] == "PTTL":
                     raw(chat).delete(LEASE)
-                answers += whole(client, [command], **how)
-            return answers
+                [answered] = perform_step(Send([(server, [command])]))
+                answers += answered
+            return [answers]
 
-        monkeypatch.setattr(RedisClient, "_execute", execute)
+        monkeypatch.setattr("imcore.streams.client.perform_step", perform)
         assert self.find(chat, LENGTH_MS) == []
         assert not raw(chat).exists(LEASE)
 

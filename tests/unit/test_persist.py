@@ -17,8 +17,9 @@ from imcore.sql.database import Database
 from imcore.streams import dead_letters
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import AckTarget
-from imcore.streams.client import RedisClient
 from imcore.streams.keys import lease
+from imcore.streams.rounds import Pause, Run, Send
+from imcore.streams.transport import perform_step
 from imcore.workers import persist
 from imcore.workers.persist import KIND, Persist
 from tests.helpers.deadline import wait_until
@@ -293,7 +294,7 @@ class TestServersAway:
         chat.create_group("g", ["ann"])
         chat.send("g", "one", sender_uid="ann")
         with monkeypatch.context() as patch:
-            lose_answers(chat.system.client, patch, "im_read" if failing == "XREADGROUP" else failing)
+            lose_answers(patch, "im_read" if failing == "XREADGROUP" else failing)
             with pytest.raises(RedisUnavailable):
                 worker.step()
 
@@ -397,14 +398,13 @@ def deliveries(chat: Chat) -> set[int]:
     }
 
 
-def lose_answers(client: RedisClient, patch: pytest.MonkeyPatch, word: str) -> None:
+def lose_answers(patch: pytest.MonkeyPatch, word: str) -> None:
     """Have Redis do every command that holds this word, and lose the answer."""
-    execute = client._execute
 
-    def losing(commands: list[tuple[object, ...]], *, repeatable: bool) -> list[object]:
-        answers = execute(commands, repeatable=repeatable)
-        if any(word in command for command in commands):
+    def losing(step: Send | Pause | Run) -> object:
+        answer = perform_step(step)
+        if isinstance(step, Send) and any(word in command for _, commands in step.flights for command in commands):
             raise RedisUnavailable
-        return answers
+        return answer
 
-    patch.setattr(client, "_execute", losing)
+    patch.setattr("imcore.streams.client.perform_step", losing)

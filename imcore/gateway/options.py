@@ -1,0 +1,48 @@
+"""How a gateway acks, and how it learns of receipts: its options, checked. No I/O."""
+
+from dataclasses import dataclass
+from typing import Literal, TypedDict, get_args
+
+from imcore.errors import InvalidInput
+from imcore.model.limits import check_count, check_seconds
+
+AckMode = Literal["auto", "client", "off"]
+ReceiptMode = Literal["push", "poll"]
+
+
+class SessionOptions(TypedDict, total=False):
+    """The fields of `GatewayOptions`, as keyword arguments."""
+
+    ack_every: int
+    ack_interval_s: float
+    acks: AckMode
+    receipts: ReceiptMode
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """How a gateway acks, and how it learns of receipts.
+
+    `ack_every` messages of a group or `ack_interval_s` seconds, whichever is first, make one ack. `acks` says what
+    counts as received: "auto" all that a `poll` has returned, once the next one is called; "client" only what
+    `received` and `confirm_receipts` are given; "off" nothing, so nothing is acked or confirmed. `receipts` says how
+    senders learn who has read: "push" as it happens, "poll" with each heartbeat. Raise InvalidInput for any other
+    value.
+    """
+
+    ack_every: int = 10
+    ack_interval_s: float = 1.0
+    acks: AckMode = "auto"
+    receipts: ReceiptMode = "push"
+
+    def __post_init__(self) -> None:
+        check_count(self.ack_every, "ack_every")
+        for name, choices in (("acks", get_args(AckMode)), ("receipts", get_args(ReceiptMode))):
+            if (value := getattr(self, name)) not in choices:
+                raise InvalidInput(f"{name} must be one of {', '.join(choices)}; it is {value!r}")
+        check_seconds(self.ack_interval_s, "ack_interval_s")
+
+
+def check_client_acks(options: GatewayOptions) -> None:
+    if options.acks != "client":
+        raise InvalidInput(f'this gateway acks by itself (acks="{options.acks}"): open it with acks="client"')
