@@ -14,6 +14,7 @@ import redis
 
 from imcore.cli.bench.baseline.naive_design import NaiveStore
 from imcore.cli.bench.harness.databases import PostgresSchemas
+from imcore.cli.bench.harness.sessions import IN_FLIGHT
 from imcore.sql.database import Database
 from tests.helpers.deadline import wait_until
 from tests.helpers.postgres import require_postgres, running_postgres
@@ -115,10 +116,11 @@ def test_bench_gives_figures_of_five_rounds_and_leaves_nothing(bench: Bench, nam
 
 
 def _check_counts(medians: dict[str, float]) -> None:
-    """These are counted: they are the same on every machine."""
+    """These are counted. A gateway folds the acks of what one poll returns: at most of all that is under way."""
     per_message, tenth = "one gateway, acks per message, receipts folded", "one gateway, acks of 10, receipts folded"
-    assert (medians[f"{per_message}: received"], medians[f"{per_message}: acks"]) == (40, 40)
-    assert (medians[f"{tenth}: received"], medians[f"{tenth}: acks"]) == (40, 4)
+    assert medians[f"{per_message}: received"] == medians[f"{tenth}: received"] == 40
+    assert 40 / IN_FLIGHT <= medians[f"{per_message}: acks"] <= 40
+    assert 40 / IN_FLIGHT <= medians[f"{tenth}: acks"] <= 4
     assert medians[f"{per_message}: SQL rows: message"] == medians[f"{tenth}: SQL rows: message"] == 1
     assert medians[f"{per_message}: SQL rows: receipts"] == 0
     assert medians[f"{per_message}: receipt frames in 200 ms"] <= 1.5

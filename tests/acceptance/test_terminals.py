@@ -98,7 +98,7 @@ def test_a_broken_example_is_the_same_command(im: Im) -> None:
         ["/bin/sh", "-c", example.replace("im ", "echo ")], capture_output=True, text=True, check=True
     )
 
-    assert echoed.stdout == "up\nup --redis-url redis://localhost:6379 --database-url postgresql:///chat\n"
+    assert echoed.stdout == "up --web\nup --redis-url redis://localhost:6379 --database-url postgresql:///chat\n"
 
 
 def test_bars_are_gone_before_a_table_and_know_their_total(im: Im, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_wheel_has_the_product_and_nothing_beside_it(wheel: Path) -> None:
-    product = {str(path.relative_to(ROOT)) for path in files("imcore", ".py", ".lua", ".typed", ".md")}
+    product = {str(path.relative_to(ROOT)) for path in files("imcore", ".py", ".lua", ".typed", ".md", ".html", ".js")}
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert packed == product
     assert {"imcore/py.typed", "imcore/cli/main.py", "imcore/workers/jobs.py"} <= packed
@@ -91,12 +91,14 @@ def test_installed_package_is_ours_among_packages_of_the_same_names(
     ran(im, "send", "team", "hello", "--from", "ann")
     with Redis.from_url(valkey) as connection:
         jobs.queue(connection).enqueue(jobs.TRIM)
-    log = [ran(python, *program, "--burst").stderr for program in procfile_programs()]
+    *workers, web = procfile_programs()
+    log = [ran(python, *program, "--burst").stderr for program in workers]
 
     # Then both stores have the message, and rq has found a job by its dotted name
     assert "hello" in ran(im, "pull", "bob").stdout
     assert "no difference" in ran(im, "check").stderr
     assert "INFO jobs: trimmed " in log[-1]
+    assert "--port" in ran(python, *web, "--help").stdout
 
 
 def test_installed_package_is_loaded_from_the_environment(python: Path, folder: Path) -> None:

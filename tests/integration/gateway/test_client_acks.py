@@ -1,5 +1,6 @@
 """Delivery: what counts as received, when a session's end is clean, and which receipts each device gets."""
 
+import time
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -9,13 +10,12 @@ import pytest
 from imcore import Chat, Message, Receipt, Session
 from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable
-from imcore.gateway.gateway import Gateway
 from imcore.operations.effects import Effect, SqlQuery
 from imcore.settings import Settings
 from imcore.streams.keys import SEPARATOR
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.async_driver import before_effects
-from tests.helpers.gateways import Audience, Clock, kill_connections, nodes_of
+from tests.helpers.gateways import Audience, Clock, Requests, kill_connections, nodes_of
 from tests.helpers.talk import leave_to_sql, offset, push_receipts, say
 from tests.helpers.workers import drain
 
@@ -335,20 +335,32 @@ def test_every_session_of_a_lost_subscription_counts_it(chat: Chat, other: Chat)
         assert (bob.reconnects, late.reconnects) == (2, 0)
 
 
-def test_polled_receipts_come_once_also_without_acks(chat: Chat, other: Chat) -> None:
+def test_polled_receipts_come_once_also_without_acks(
+    chat: Chat, other: Chat, settings: Settings, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [message] = say(other, "1")
     other.ack("bob", "team")
     push_receipts(other, message)
-    often = replace(chat.system.settings, heartbeat_ms=20)
-    with Gateway(chat.performer, often, acks="off", receipts="poll") as gateway:
+    requests = Requests(chat, monkeypatch)
+    with chat.gateway(acks="off", receipts="poll") as gateway:
         audience = Audience(gateway)
         [ann] = entered(audience, "ann")
+
+        def beat() -> None:
+            """Let it be time for a heartbeat. A subscription that is silent until the next one would be lost."""
+            asked, subscription = requests.calls["im_dirty_receipts"], gateway._core._resubscription
+            clock.jump(settings.heartbeat_ms / 1000)
+            audience.until(lambda: requests.calls["im_dirty_receipts"] > asked)
+            audience.until(lambda: subscription.due() > time.monotonic() and not subscription._awaits_pong)
+
         for _ in range(10):
-            audience.poll(0.03)
+            beat()
         assert [each.read for each in audience.receipts[ann]] == [1]
+        assert ann.reconnects == 0
         # When it changes again
         other.ack("cyd", "team")
         push_receipts(other, message)
+        beat()
         audience.until(lambda: len(audience.receipts[ann]) == 2)
         assert audience.receipts[ann][1].read == 2
 

@@ -108,8 +108,10 @@ def test_a_client_goes_on_exactly_where_it_says(chat: Chat) -> None:
         audience = Audience(gateway)
         bob = gateway.open("bob", after={"team": sent[2].msgid, "left long ago": sent[1].msgid})
         # Then
-        assert bob.starts == {"team": SessionStart(msgids.pack(sent[2].msgid), msgids.pack(sent[0].msgid), 3)}
-        assert (bob.starts["team"].after, bob.starts["team"].last_ack_msgid) == (sent[2].msgid, sent[0].msgid)
+        first, third, last = (msgids.pack(sent[number].msgid) for number in (0, 2, 3))
+        assert bob.starts == {"team": SessionStart(third, first, last, unread=3)}
+        start = bob.starts["team"]
+        assert [start.after, start.last_ack_msgid, start.last_msgid] == [sent[n].msgid for n in (2, 0, 3)]
         audience.until(lambda: audience.heard(bob) == ["4"])
         audience.settled()
         assert audience.heard(bob) == ["4"]
