@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import click
 
-from imcore.cli import output
 from imcore.cli.app import Invocation, NumberRange, command
+from imcore.errors import ImError
 from imcore.logs.redaction import redact
 
 _COLUMNS = ("what", "ok", "detail")
@@ -28,5 +28,5 @@ def health(run: Invocation, max_age: float | None) -> None:
 
     states = admin.health(run.settings(), max_age_s=admin.MAX_AGE_S if max_age is None else max_age)
     run.show([asdict(state) | {"detail": redact(state.detail)} for state in states], _COLUMNS)
-    if not all(state.ok for state in states):
-        click.get_current_context().exit(output.FAILED)
+    if ailing := [state.what for state in states if not state.ok]:
+        raise ImError(f"not well: {', '.join(ailing)}")
