@@ -83,7 +83,9 @@ def test_the_session_of_readme(session: Session) -> None:
     assert im.json("pull", "bob") == []
     tallies = session.run("status", "read 1, unread 1")
     assert picked(tallies, "msgid", "read", "unread") == [(lunch["msgid"], 1, 1)]
-    assert session.run("unread") == [{"gid": "team", "unread": 1}]
+    *page, ends = session.run("history", "what cy may see, read or not; --before MSGID shows the page before")
+    assert picked(page, "msgid", "content") == [(lunch["msgid"], "Lunch at noon?")]
+    assert (ends["older"], ends["newer"]) == (False, False)
 
     [question] = session.run("dm", "one-to-one; where a gid is expected, ann calls this chat dm:bob")
     assert picked(im.json("status", question["gid"]), "read", "unread") == [(0, 1)]
@@ -124,5 +126,5 @@ def test_the_session_of_readme(session: Session) -> None:
 
 def test_the_quick_start_and_the_session_are_one_section() -> None:
     section = README.text.split("\n## Quick start\n", 1)[1].split("\n## ", 1)[0]
-    assert re.findall(r"```(\w+)\n", section) == ["sh", "console"]
+    assert re.findall(r"```(\w+)\n", section) == ["sh", "sh", "console"]
     assert SESSION.text in section

@@ -103,7 +103,7 @@ def test_the_log_of_up_is_json_lines_with_those_of_its_workers(tmp_path: Path, a
     said = objects(log.read_text())
     assert {line["process"] for line in said} == {"up", "persist", "receipts", "jobs"}
     [failure] = [line for line in said if line["level"] == "error"]
-    assert failure["message"].startswith("the worker receipts ended by itself (exit code -9)")
+    assert failure["message"].startswith("the process receipts ended by itself (exit code -9)")
     if as_json:
         assert [json.loads(line)["event"] for line in out.read_text().splitlines()] == ["started"]
     else:
