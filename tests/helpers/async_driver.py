@@ -65,6 +65,12 @@ class LoopGateway(_InLoop):
     def __enter__(self) -> "LoopGateway":
         return self
 
+    def _read(self, timeout_s: float) -> None:
+        """Pass on what comes, as `Gateway._read` does: nothing is stepped or handed over."""
+        self._in_loop(asyncio.sleep)(timeout_s)
+        if core := self._inner._core:
+            self._inner._pass_on(core)
+
 
 class LoopListener(_InLoop):
     def __init__(self, loop: asyncio.AbstractEventLoop, inner: AsyncListener) -> None:
