@@ -154,7 +154,7 @@ def test_up_ends_with_1_and_says_which_worker_has_ended(stack: Stack, worker: st
         _, err = up.communicate(timeout=30)
 
     assert up.returncode == 1
-    assert err == f"im: the worker {worker} ended by itself (exit code -9): see its last lines above\n"
+    assert err == f"im: the process {worker} ended by itself (exit code -9): see its last lines above\n"
     wait_until(lambda: not stack.processes())
 
 
