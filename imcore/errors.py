@@ -51,7 +51,7 @@ class NotAuthenticated(ImError):
 
 
 class NotAllowed(ImError):
-    """Who calls may not do that."""
+    """The caller is not allowed to do that."""
 
 
 class SessionExpired(ImError):

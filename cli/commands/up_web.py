@@ -27,7 +27,10 @@ _ANSWER_S = 0.3
 
 
 class WebProcess:
-    """What the process needs, and its link. Without a key in the environment it is a demo with a key of its own."""
+    """The options of the web process, and the link to its page.
+
+    Without a key in the environment the process is a demo: it makes a key of its own.
+    """
 
     def __init__(self, port: int, environ: Mapping[str, str] = os.environ) -> None:
         self._port = port

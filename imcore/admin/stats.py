@@ -108,7 +108,7 @@ def stats(system: System) -> Stats:
 
 
 def rebuild_state(client: RedisClient) -> str | None:
-    """Return `under way` or `broken off` for a rebuild that has not ended; None if there is none."""
+    """Return the state of a rebuild: `under way`, `broken off`, or None without an unfinished rebuild."""
     if not client.query("HGET", keys.CONFIG, keys.REBUILDING):
         return None
     return "under way" if lives(client, keys.REBUILD, [1]) else "broken off"

@@ -14,9 +14,10 @@ MOST_MESSAGES = 1000
 
 
 class GroupAcks:
-    """What was received of one group and is not acked: all of it travels in one call. Msgids are packed.
+    """The messages of one group that clients have received and not acked yet. One call acks all of them.
 
-    Older messages are kept beside the newest: if the server refuses somebody's newest, the one before it is acked.
+    Msgids are packed. Older messages are kept beside the newest: if the server refuses a user's newest message, the one
+    before it is acked.
     """
 
     __slots__ = ("counts", "due", "ended", "gid", "is_full", "is_taken", "messages", "seqs", "shared")

@@ -64,7 +64,7 @@ class AsyncGateway:
         """Known once somebody has polled: until then there is no wait that `wake` could end."""
         self._waiter: asyncio.Future[None] | None = None
         self._received, self._packed = ("", ""), 0
-        """What was received last, and its packed msgid."""
+        """The gid and msgid of the last `received`, and the packed msgid: many clients ack the same message."""
 
     async def __aenter__(self) -> Self:
         return self

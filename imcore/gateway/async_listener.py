@@ -27,7 +27,7 @@ class AsyncListener:
         self._uid = uid
         self._start, self._after = start, after
         self._items: deque[tuple[Message | Receipt | None, bool]] = deque()
-        """What was polled and not yielded; whether it is the last item of an event."""
+        """The items of the last poll that were not yielded yet. The flag marks the last item of an event."""
         self._not_yielded = 0
         self._polled = 0
 

@@ -53,7 +53,7 @@ from imcore.streams.wire import PONG, PUSHED, SUBSCRIBED, UNSUBSCRIBED, PubSubEv
 from imcore.util.backoff import Clock, ThrottledLog
 
 FOLD_S = 0.01
-"""How long an ack that is due by its number waits for those of other clients: they say so one after the other."""
+"""A group whose acks are due by number waits this long: other clients ack the same message one after the other."""
 
 
 class Core:

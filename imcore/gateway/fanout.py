@@ -22,7 +22,7 @@ SESSIONS_PER_PULL = 1000
 
 
 class SessionStart(NamedTuple):
-    """Where a session began in one group, as of its `open`.
+    """The beginning of a session in one group, at the time of `open`.
 
     `begin`, `offset` and `last`, the newest message, are packed msgids. `unread` is the user's count; None if only SQL
     knows it: ask `Chat.unread`.
@@ -44,7 +44,7 @@ class SessionStart(NamedTuple):
 
     @property
     def last_msgid(self) -> str | None:
-        """The newest message; None while there is none."""
+        """The msgid of the newest message; None for an empty group."""
         return msgids.unpack_offset(self.last)
 
 

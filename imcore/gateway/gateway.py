@@ -92,7 +92,7 @@ class Gateway:
         most: int | None = None,
         tag: Any = None,
     ) -> Session:
-        """Begin a session. Its `starts` say where each group begins, what is acked, and how many are unread.
+        """Begin a session. `session.starts` has the begin point, the offset and the unread count of each group.
 
         `start` says where: "unread" after the user's offset, "live" after the newest message, "join" where the user
         joined. `after` says it for some groups, by gid, as the msgid up to which the client has the group, "0-0" for

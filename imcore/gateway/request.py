@@ -1,4 +1,4 @@
-"""What clients give: where a session begins, and what they have received. No I/O."""
+"""The input of clients, checked: requests to open a session, and msgids. No I/O."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ def packed_msgid(msgid: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """What `Gateway.open` is asked for, checked; msgids are packed."""
+    """The checked arguments of `Gateway.open`. Msgids are packed."""
 
     uid: str
     start: StartMode

@@ -50,4 +50,5 @@ def test_each_has_the_same_parameters_and_docstring(synchronous: type, asynchron
 @pytest.mark.parametrize(("synchronous", "asynchronous", "name"), names_of_pairs())
 def test_whatever_may_wait_is_awaited(synchronous: type, asynchronous: type, name: str) -> None:
     is_plain = name in PLAIN and (asynchronous, name) != (AsyncChat, "confirm_receipts")
+    is_plain |= isinstance(members(asynchronous)[name], property)
     assert inspect.iscoroutinefunction(members(asynchronous)[name]) is not is_plain

@@ -6,6 +6,7 @@ synchronous client. Then the loop reads and writes its socket: no asyncio transp
 
 import asyncio
 import ssl
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +43,7 @@ async def opened(server: redis.Redis) -> Any:
     return await in_thread(connect, discard=lambda connection: connection.disconnect())
 
 
-class LoopConnection:
+class LoopConnection(ABC):
     """Reads answers and writes bytes as the loop finds its socket ready. `heard` and `lost` are called in the loop."""
 
     def __init__(self, connection: Any) -> None:
@@ -57,18 +58,19 @@ class LoopConnection:
         self._flushes = self._waits_to_write = False
         self.error: Exception | None = None
         """Why the connection is lost, or closed."""
+        self._moved_at = self.loop.time()
+        """When bytes came last, or the first of some commands was sent."""
         self._socket.setblocking(False)
         self.loop.add_reader(self._descriptor, self.read)
         self.loop.call_soon(self.read)  # what TLS has decrypted already does not make the socket readable
 
-    def arrived(self) -> None:
-        """Note that bytes came."""
-
+    @abstractmethod
     def heard(self, answer: Any) -> None:
-        raise NotImplementedError
+        """Handle an answer."""
 
+    @abstractmethod
     def lost(self, error: Exception) -> None:
-        raise NotImplementedError
+        """Handle the end of the connection."""
 
     def write(self, data: bytes) -> None:
         """Send bytes, together with what else is written in this iteration of the loop."""
@@ -103,7 +105,7 @@ class LoopConnection:
         if not count:
             self.close(RedisConnectionError("Connection closed by server."))
             return
-        self.arrived()
+        self._moved_at = self.loop.time()
         self._feed(self._buffer, 0, count)
         self._parse()
 
@@ -165,7 +167,6 @@ class Pipeline(LoopConnection):
         self._bytes_in_flight = 0
         self._timeout_s: float | None = connection.socket_timeout
         self._timer: asyncio.TimerHandle | None = None
-        self._moved_at = self.loop.time()
         self._is_retired = False
 
     @property
@@ -188,9 +189,6 @@ class Pipeline(LoopConnection):
         """Take no more commands, and close once those in flight are answered."""
         self._is_retired = True
         self._close_if_done()
-
-    def arrived(self) -> None:
-        self._moved_at = self.loop.time()
 
     def heard(self, answer: Any) -> None:
         if type(answer) is PushNotification:
