@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings and settings.log_format == "json":
             log.error("%s", error)
         else:
-            print(f"im serve: {error}", file=sys.stderr)
+            print(f"im: {error}", file=sys.stderr)
         return 1
     except Stopped:
         pass

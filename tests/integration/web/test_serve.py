@@ -119,7 +119,7 @@ class TestTheBeginning:
         result = im.run("serve", *arguments)
         assert (result.returncode, result.stdout) == (1, ""), result
         [line] = result.stderr.splitlines()
-        return line.removeprefix("im serve: ")
+        return line.removeprefix("im: ")
 
     def test_a_port_in_use_is_one_clear_line(self, im: Im) -> None:
         with closing(socket.create_server(("127.0.0.1", 0))) as taken:
