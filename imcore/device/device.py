@@ -139,9 +139,7 @@ class Device:
         """Keep the server's answers to calls of the Chat itself: own messages, pulled messages, receipts."""
         with suppress(TryAgain):  # the server that has just answered is the one that was checked
             self.check_dataset()
-        kept = list(items)
-        self._local.keep(kept)
-        self._learn_peers({item.gid for item in kept})
+        self._learn_peers(self._local.keep(items))
 
     def sync(self) -> Flushed:
         """Bring the local database up to date, as at a login: messages after those here, the outbox, tallies.

@@ -27,7 +27,7 @@ from imcore.model.limits import (
     check_resume_point,
     check_time,
 )
-from imcore.model.meta import Meta, from_text, to_text
+from imcore.model.meta import Meta, copy_of, from_text, to_text
 from imcore.model.values import LogLine, Message, Receipt, Tally
 
 PAGE = 500
@@ -146,22 +146,28 @@ class LocalDatabase(LocalFile):
 
     def keep(
         self, items: Iterable[Message | Receipt | Tally], resume_points: Mapping[str, str] = MappingProxyType({})
-    ) -> None:
+    ) -> set[str]:
         """Keep messages, tallies of own ones, and how far groups are here without holes, in one step.
 
         A message that is here stays as it is. Readers and resume points never go down. If one item cannot be kept, each
-        is kept by itself.
+        is kept by itself. Return the gids of what is kept.
         """
         given, rows = list(items), self._packed(resume_points)
         try:
             self._keep(given, rows)
         except InvalidInput:
-            for item in given:
-                try:
-                    self._keep([item], ())
-                except InvalidInput as error:
-                    self.warnings.warn(f"{item.msgid} of {item.gid!r} is not kept in the local database: {error}")
+            kept = [item for item in given if self._keep_one(item)]
             self._keep((), rows)
+            return {item.gid for item in kept}
+        return {item.gid for item in given}
+
+    def _keep_one(self, item: Message | Receipt | Tally) -> bool:
+        try:
+            self._keep([item], ())
+        except InvalidInput as error:
+            self.warnings.warn(f"{item.msgid} of {item.gid!r} is not kept in the local database: {error}")
+            return False
+        return True
 
     def _keep(self, items: Sequence[Message | Receipt | Tally], resume_points: Sequence[tuple[str, int]]) -> None:
         messages = [item for item in items if isinstance(item, Message)]
@@ -199,7 +205,7 @@ class LocalDatabase(LocalFile):
         return {(gid, self._unpacked(msgid)): (read, unread) for gid, msgid, read, unread in rows}
 
     def queue(self, gid: str, content: str, *, to_uid: str | None = None, meta: Meta | None = None) -> Outgoing:
-        """Put a message into the outbox, with a meta that `check_meta` has returned."""
+        """Put a message into the outbox. Raise InvalidInput for a meta that is no JSON object."""
         client_msgid = uuid.uuid4().hex
         with self.transaction() as connection:
             if to_uid is not None:
@@ -304,7 +310,7 @@ class LocalDatabase(LocalFile):
 
 
 def _meta_text(meta: Meta | None) -> str | None:
-    return None if meta is None else to_text(meta)
+    return None if meta is None else to_text(copy_of(meta))
 
 
 def _state(read: int | None, unread: int | None) -> str:

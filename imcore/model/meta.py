@@ -20,10 +20,10 @@ _IN_STEP = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 
 def check_meta(meta: Meta | None, max_bytes: int) -> dict[str, Any] | None:
-    """Return a copy of a meta, with lists for tuples. Raise InvalidInput if it is no JSON object, or too long."""
+    """Return `copy_of` a meta. Raise InvalidInput if it is no JSON object, or too long."""
     if meta is None:
         return None
-    copy = _object(meta)
+    copy = copy_of(meta)
     size = len(to_text(copy).encode())
     if size > max_bytes:
         raise InvalidInput(f"meta has {size} bytes as JSON: at most {max_bytes} are allowed (IM_MAX_META_BYTES)")
@@ -48,7 +48,7 @@ def from_text(text: str) -> dict[str, Any]:
         raise InvalidInput(f"meta is not JSON: {error.msg} at character {error.pos + 1}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets
         raise InvalidInput(f"meta is not JSON: {error}") from None
-    return _object(value)
+    return copy_of(value)
 
 
 def _with_single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -58,7 +58,8 @@ def _with_single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return keys
 
 
-def _object(value: object) -> dict[str, Any]:
+def copy_of(value: object) -> dict[str, Any]:
+    """Return a copy of a meta, with lists for tuples. Raise InvalidInput if it is no JSON object."""
     if not isinstance(value, Mapping):
         raise InvalidInput(f"meta must be a JSON object; it is {reprlib.repr(value)}")
     copy: dict[str, Any] = _copy(value, 1)

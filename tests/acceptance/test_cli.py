@@ -73,7 +73,8 @@ def test_json_is_utf8_whatever_the_locale(im: Im, environment: dict[str, str]) -
 
     assert (sent.returncode, sent.stderr) == (0, b"")
     assert json.loads(sent.stdout.decode())["content"] == HOSTILE
-    assert im.run("pull", "bob", "--json", **environment).stdout == sent.stdout
+    pulled = im.run("pull", "bob", "--json", **environment)
+    assert pulled.stdout == sent.stdout.replace(b', "recipients": 1', b"")
     assert im.run("pull", "bob", **environment).stdout.decode().splitlines()[1].endswith("x" * 3000)
 
 

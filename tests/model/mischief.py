@@ -101,7 +101,17 @@ receipts = odd(
 )
 messages = odd(
     known("message"),
-    st.builds(Message, gids, msgids, st.integers(0, 2**63 - 1), st.sampled_from(UIDS), texts, client_msgids, times),
+    st.builds(
+        Message,
+        gids,
+        msgids,
+        st.integers(0, 2**63 - 1),
+        st.sampled_from(UIDS),
+        texts,
+        client_msgids,
+        times,
+        meta=st.none() | metas,
+    ),
 )
 
 PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
@@ -117,7 +127,10 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "sent_at": times,
     "meta": metas,
     "drafts": odd(
-        st.lists(st.builds(Draft, st.sampled_from(UIDS), st.just("hi"), st.sampled_from(["", "1"])), max_size=3),
+        st.lists(
+            st.builds(Draft, st.sampled_from(UIDS), st.just("hi"), st.sampled_from(["", "1"]), st.none(), st.none()),
+            max_size=3,
+        ),
         st.lists(st.builds(Draft, uids, contents, client_msgids, times, metas), max_size=3),
         st.lists(wrong_types, max_size=2),
     ),

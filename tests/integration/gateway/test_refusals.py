@@ -114,10 +114,11 @@ def pass_time(audience: Audience, clock: Clock, other: Chat, *, seconds: float =
 
 
 def assert_heard(audience: Audience, session: Session, sent: Sequence[tuple[str, int]]) -> None:
-    """Assert that each message came once, and those of each group in order."""
-    heard = [(message.gid, message.seq) for message in audience.messages[session]]
+    """Assert that each message comes once, and those of each group in order."""
+    messages = audience.messages[session]
+    audience.until(lambda: set(sent) <= {(message.gid, message.seq) for message in messages})
+    heard = [(message.gid, message.seq) for message in messages]
     assert len(heard) == len(set(heard))
-    assert set(sent) <= set(heard)
     for gid in ("team", "home"):
         seqs = [seq for of, seq in heard if of == gid]
         assert seqs == sorted(seqs)
