@@ -56,9 +56,9 @@ class Stack(Im):
         return any(worker["worker"] == "persist" and worker["backlog"] == 0 for worker in workers)
 
     def is_working(self) -> bool:
-        """Whether all workers have begun; `jobs` is registered by rq."""
+        """Whether all workers have begun."""
         with redis.Redis.from_url(socket_url(socket_path(self.data_dir))) as client, suppress(redis.ConnectionError):
-            return bool(client.scard("rq:workers")) and len(client.keys("im:lease:*")) == 2
+            return len(client.keys("im:lease:*")) == 3
         return False
 
     def processes(self) -> dict[int, str]:
