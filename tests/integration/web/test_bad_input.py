@@ -7,16 +7,25 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from imcore import Chat
+from tests.helpers.servers import RunningServer
 from tests.helpers.web import token
 from tests.helpers.web_server import WebClient, WebServer
 
 MANY = 10_000
+
+
+@pytest.fixture(scope="module")
+def impatient(redis: RunningServer, folder: Path, chat: Chat) -> Iterator[WebServer]:
+    """A server that waits for a client for 2 s."""
+    with WebServer(folder / "impatient", redis.url, data_dir=str(folder), web_handshake_ms=2000) as server:
+        yield server
 
 
 @contextmanager
@@ -158,27 +167,27 @@ def test_ten_thousand_calls_at_once_disturb_nobody(web: WebServer, chat: Chat, g
     asyncio.run(story())
 
 
-def test_a_client_that_says_nothing_is_closed_in_time(web: WebServer) -> None:
+def test_a_client_that_says_nothing_is_closed_in_time(impatient: WebServer) -> None:
     async def story() -> None:
-        async with WebClient(web.url) as silent:
+        async with WebClient(impatient.url) as silent:
             assert await silent.until_closed() == 4401
 
     asyncio.run(story())
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /ws HTTP/1.1\r\nHost: a\r\nX-Slow: ", b"POST /rpc HT"])
-def test_a_handshake_that_never_ends_is_ended(web: WebServer, chat: Chat, gid: str, sent: bytes) -> None:
-    with raw(web) as slow:
+def test_a_handshake_that_never_ends_is_ended(impatient: WebServer, chat: Chat, gid: str, sent: bytes) -> None:
+    with raw(impatient) as slow:
         slow.sendall(sent)
-        asyncio.run(goes_on(web, chat, gid))
+        asyncio.run(goes_on(impatient, chat, gid))
         begun = time.monotonic()
         answer = slow.recv(100)
         assert answer.startswith(b"HTTP/1.1 408") or answer == b""
         assert time.monotonic() - begun < 25
 
 
-def test_a_body_that_never_ends_is_ended(web: WebServer) -> None:
-    with raw(web) as slow:
+def test_a_body_that_never_ends_is_ended(impatient: WebServer) -> None:
+    with raw(impatient) as slow:
         slow.sendall(
             f"POST /rpc HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token()}\r\nContent-Length: 10\r\n\r\n{{".encode()
         )
