@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from imcore.chat import Chat
 from imcore.model.rows import Batch
 from imcore.sql.database import Database
+from imcore.streams import keys
 from imcore.streams.client import RedisClient
 
 
@@ -48,3 +50,14 @@ class DyingDatabase(Database):
         if self._committed:
             super().write(batch)
         raise KilledError
+
+
+def bury_the_dead(chat: Chat) -> None:
+    """Let all leases and locks be over, as they are after some seconds."""
+    client, space = chat.system.client.driver, chat.system.client.space
+    for name in client.scan_iter("im:lease:*"):
+        client.delete(name)
+    for partition in range(space.partitions):
+        client.hdel(space.watermarks(partition), keys.SEPARATOR)
+        for gid in client.hkeys(space.group_locks(partition)):
+            client.hset(space.group_locks(partition), gid, "dead 0")

@@ -13,8 +13,7 @@ from imcore.errors import ImError
 from imcore.repair.check import check
 from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
-from imcore.streams import keys
-from tests.helpers.dying import Dying, KilledError
+from tests.helpers.dying import Dying, KilledError, bury_the_dead
 from tests.helpers.persist_runs import new_persist
 from tests.helpers.workers import persist, run_workers
 
@@ -65,17 +64,6 @@ def lose(chat: Chat, left: Keys) -> None:
     chat.system.client.upgrade()
     for key, value in left.items():
         chat.system.client.driver.restore(key, 0, value)
-
-
-def bury_the_dead(chat: Chat) -> None:
-    """Let all leases and locks be over, as they are after some seconds."""
-    server, space = chat.system.client.driver, chat.system.client.space
-    for name in server.scan_iter("im:lease:*"):
-        server.delete(name)
-    for partition in range(PARTITIONS):
-        server.hdel(space.watermarks(partition), keys.SEPARATOR)
-        for gid in server.hkeys(space.group_locks(partition)):
-            server.hset(space.group_locks(partition), gid, "dead 0")
 
 
 def due(chat: Chat) -> dict[tuple[str, str], tuple[int, int]]:

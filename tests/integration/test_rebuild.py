@@ -33,7 +33,7 @@ from imcore.streams.client import RedisClient, open_client
 from imcore.streams.keys import CONFIG, REBUILD, REBUILDING, lease
 from imcore.system import System
 from imcore.workers.receipts import ReceiptsWorker
-from tests.helpers.dying import Dying, KilledError
+from tests.helpers.dying import Dying, KilledError, bury_the_dead
 from tests.helpers.persist_runs import new_persist
 from tests.helpers.workers import persist
 from tests.model.examples import PARTITIONS, played
@@ -183,7 +183,7 @@ def killed_rebuild(chat: Chat, left: int) -> None:
     finally:
         chat.system.client = redis_client
     assert redis_client.driver.hexists(CONFIG, REBUILDING)
-    redis_client.driver.delete(lease(REBUILD, 1))
+    bury_the_dead(chat)
 
 
 def test_rebuild_restores_unconfirmed_receipts_only(chat: Chat) -> None:

@@ -28,7 +28,7 @@ from imcore.sql.database import Database
 from imcore.streams import keys
 from tests.helpers.deadline import wait_until
 from tests.helpers.devices import listen, texts
-from tests.helpers.dying import Dying, DyingDatabase, KilledError
+from tests.helpers.dying import Dying, DyingDatabase, KilledError, bury_the_dead
 from tests.helpers.dying import KilledError as KilledWorkerError
 from tests.helpers.persist_runs import new_persist
 from tests.helpers.snapshot import Snapshot
@@ -200,17 +200,6 @@ def test_reconciliation_loses_no_stored_message(chat: Chat, seed: int, clock: st
     story.play(20)
     persist(chat)
     assert list(check(chat.system)) == []
-
-
-def bury_the_dead(chat: Chat) -> None:
-    """Let all leases and locks be over, as they are after some seconds."""
-    client, space = chat.system.client.driver, chat.system.client.space
-    for name in client.scan_iter("im:lease:*"):
-        client.delete(name)
-    for partition in range(space.partitions):
-        client.hdel(space.watermarks(partition), keys.SEPARATOR)
-        for gid in client.hkeys(space.group_locks(partition)):
-            client.hset(space.group_locks(partition), gid, "dead 0")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
