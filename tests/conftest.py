@@ -1,5 +1,6 @@
 """Fixtures that several kinds of tests use: real servers, empty at the start of each test."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from tests.house.loaded import second_names
 # A shared machine is slow now and then: that is no fault of the code.
 hypothesis.settings.register_profile("imcore", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("imcore")
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection look at the thousands of tests themselves: that would take up to a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
