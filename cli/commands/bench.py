@@ -11,7 +11,7 @@ import click
 
 from imcore.cli import output
 from imcore.cli.app import Invocation, command
-from imcore.cli.bench.harness.figures import LEAST_ROUNDS, Figure, Progress, RoundPlan, to_record
+from imcore.cli.bench.harness.figures import USUAL_ROUNDS, Figure, Progress, RoundPlan, to_record
 from imcore.cli.bench.harness.report import Medians, bars, picture, tables
 from imcore.cli.progress import working
 from imcore.process import Stopped, StopSignals
@@ -38,7 +38,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--latency", "part", flag_value=LATENCY, help="storm: one message at a time, beside a bare PUBLISH.")
 @click.option("--web", "part", flag_value=WEB, help="storm: over real sockets, with `im serve` as a process.")
 @click.option("--quick", is_flag=True, help="Measure less of everything, in half a minute: rough figures.")
-@click.option("--rounds", type=click.IntRange(min=LEAST_ROUNDS), default=LEAST_ROUNDS, help="How many rounds.")
+@click.option("--rounds", type=click.IntRange(min=1), default=USUAL_ROUNDS, show_default=True, help="How many rounds.")
 @click.option("--out", metavar="FILE", type=_FILE, help="Save the figures, and what they were measured on, as JSON.")
 @click.option("--compare", metavar="FILE", type=_FILE, help="Show what has changed since a saved run.")
 @click.option("--svg", metavar="FILE", type=_FILE, help="Draw the bars as a picture.")

@@ -21,11 +21,14 @@ class PageStack:
             starting.callback(server.stop)
             given = {"redis_url": server.url, "data_dir": str(folder)}
             self.chat = starting.enter_context(Chat.connect(settings=Settings.from_env({}, **given)))
-            for name, options in (("persist", {}), ("receipts", {"receipt_window_ms": 50})):
-                worker = WorkerProcess(folder / "workers", name, **given, **options)
-                starting.enter_context(worker).wait_for("working as")
+            workers = [
+                starting.enter_context(WorkerProcess(folder / "workers", name, **given, **options))
+                for name, options in (("persist", {}), ("receipts", {"receipt_window_ms": 50}))
+            ]
             self.gateway = WebServer(folder / "web", server.url, data_dir=str(folder))
             starting.callback(self._kill_gateway)
+            for worker in workers:
+                worker.wait_for("working as")
             self._running = starting.pop_all()
 
     @property

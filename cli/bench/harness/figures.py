@@ -13,7 +13,7 @@ from typing import NamedTuple
 from imcore.model.records import Record
 
 COLUMNS = ("figure", "median", "spread", "unit", "yardstick", "ratio", "aim")
-LEAST_ROUNDS = 5
+USUAL_ROUNDS = 5
 
 Progress = Callable[[str], None]
 """Called with the name of the next measurement."""
@@ -45,7 +45,7 @@ class Rounds(NamedTuple):
 class RoundPlan:
     """The number of rounds. `quick` makes each of them smaller, and leaves out the warming up."""
 
-    rounds: int = LEAST_ROUNDS
+    rounds: int = USUAL_ROUNDS
     quick: bool = False
 
     def size(self, full: int, quick: int) -> int:

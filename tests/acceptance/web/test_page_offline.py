@@ -1,10 +1,10 @@
 """The page without a network: one goes on writing, and each message goes out once; what was missed comes once."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Browser, WebSocketRoute, expect
+from playwright.sync_api import WebSocketRoute, expect
 
 from tests.helpers.deadline import wait_until
 from tests.helpers.page_stack import PageStack
@@ -299,35 +299,23 @@ def test_a_server_with_other_data_does_not_mix_with_what_was_kept(people: People
     bob.wait_for_texts("said 1", "said 2")
 
 
-@pytest.fixture
-def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageStack]:
-    stack = PageStack(tmp_path_factory.mktemp("killed"))
-    yield stack
-    stack.close()
-
-
-def test_the_page_goes_on_when_the_server_was_killed(
-    own_stack: PageStack, browser: Browser, numbered: Numbered
-) -> None:
-    people = People(own_stack, browser, 1)
+def test_the_page_goes_on_when_the_server_was_killed(people: People, stack: PageStack, numbered: Numbered) -> None:
     ann, bob = people.online(people.ann).open(people.gid), people.online(people.bob).open(people.gid)
     for round_number in range(3):
         # Given that the server is killed while Ann writes
         first = 10 * round_number + 1
         ann.write(*numbered(first, first + 4))
-        own_stack.gateway.kill()
+        stack.gateway.kill()
         for tab in (ann, bob):
             tab.wait_for_state("offline")
         ann.write(*numbered(first + 5, first + 9))
 
         # When it runs again
-        own_stack.restart_gateway()
+        stack.restart_gateway()
 
         # Then both go on by themselves: all is there, once, in order, and read
         expected = numbered(1, first + 9)
         bob.wait_for_texts(*expected)
         bob.scroll_to_end()
         wait_until(lambda expected=expected: ann.rows() == [[text, "all 1/1"] for text in expected])  # type: ignore[misc]
-        assert own_stack.stored(people.gid, people.bob) == expected
-    people.close()
-    assert [fault for tab in people.tabs for fault in tab.faults] == []
+        assert stack.stored(people.gid, people.bob) == expected
