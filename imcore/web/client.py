@@ -32,6 +32,8 @@ MOST_WAITING = 256
 """Calls of one client that wait."""
 ACK_COST = 0.1
 """What an ack without an answer counts as, among calls."""
+ACKS_AT_ONCE = 20
+"""So many acks are counted with one look at the clock."""
 
 
 class Client:
@@ -51,6 +53,8 @@ class Client:
         """Notifications until `connect` is answered; None from then on."""
         self._in_order, self._side_by_side = Lane(1, MOST_WAITING), Lane(SIDE_BY_SIDE, MOST_WAITING)
         self._rate = RateLimit(settings.calls_per_s, settings.calls_burst)
+        self._acks_admitted = 0
+        """How many of the next acks are counted already."""
         self._expiry = Expiry(self._notice, partial(self.close, UNAUTHORIZED, "the token has expired"))
         self._is_closed = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -61,13 +65,15 @@ class Client:
 
     def received(self, text: bytes) -> None:
         """Handle a text frame."""
-        if self._is_closed:
-            return
         ack = self.hub.known_acks.get(text)
-        if ack and self.session:
-            if self._admits_ack():
-                self.hub.fold(self.session, *ack)
-            return
+        if ack and self.session and not self._is_closed:  # by far the most frequent one
+            if self._acks_admitted or self._admits_acks():
+                self._acks_admitted -= 1
+                self.hub.fold(self.session, ack)
+        elif not self._is_closed:
+            self._parse(text)
+
+    def _parse(self, text: bytes) -> None:
         try:
             request = jsonrpc.parse(text)
         except RpcError as error:
@@ -179,7 +185,10 @@ class Client:
     def _called(self, request: Request, text: bytes) -> None:
         method = self.hub.methods.get(request.method)
         if request.is_notification and method is not None and method.is_folded:
-            if not self._admits_ack() or self.hub.folds(request, text, self):
+            if not self._acks_admitted and not self._admits_acks():
+                return
+            self._acks_admitted -= 1
+            if self.hub.folds(request, text, self):
                 return
         elif not self._admits(request.id, request.is_notification):
             return
@@ -229,9 +238,10 @@ class Client:
             self._refuse(TooManyCalls("too many calls a second (IM_WEB_CALLS_PER_S): wait before the next"), id_)
         return False
 
-    def _admits_ack(self) -> bool:
-        """Count an ack that has no answer. None is refused for its number: a receipt would be missing."""
-        if self._rate.take(ACK_COST) or not self._rate.is_flooded:
+    def _admits_acks(self) -> bool:
+        """Count the next acks that have no answer. None is refused for its number: a receipt would be missing."""
+        if self._rate.take(ACK_COST * ACKS_AT_ONCE) or not self._rate.is_flooded:
+            self._acks_admitted = ACKS_AT_ONCE
             return True
         self._flooded()
         return False

@@ -146,9 +146,7 @@ class Lane:
     def add(self, job: Job) -> bool:
         """Run a job, which raises nothing, as soon as others before it have ended. Return False if too many wait."""
         if len(self._running) < self._width:
-            task = asyncio.get_running_loop().create_task(self._run(job))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._start(job)
         elif len(self._waiting) < self._most_waiting:
             self._waiting.append(job)
         else:
@@ -166,10 +164,20 @@ class Lane:
         while self._running:
             await asyncio.wait(self._running)
 
+    def _start(self, job: Job) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(job))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
     async def _run(self, job: Job) -> None:
         await job()
         while self._waiting:
             await self._waiting.popleft()()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if self._waiting:  # added after the task had ended, and before the loop called this
+            self._start(self._waiting.popleft())
 
 
 class RateLimit:

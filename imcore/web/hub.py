@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,18 @@ if TYPE_CHECKING:
     from imcore.gateway.fanout import Session
 
 log = logging.getLogger(__name__)
+
+
+class KnownAck:
+    """An ack that is a notification: all who read a message send the same one. `sessions` have just sent it."""
+
+    __slots__ = ("gid", "msgid", "sessions")
+
+    def __init__(self, gid: str, msgid: str) -> None:
+        self.gid = gid
+        self.msgid = msgid
+        self.sessions: list[Session] = []
+
 
 ACK_INTERVAL_S = 0.1
 """Acks are folded for so long: people see a tick within half a second, the workers' window included."""
@@ -74,8 +86,10 @@ class Hub:
         self._sockets: Counter[str] = Counter()
         """By uid, those with a session."""
         self._http_calls = 0
-        self.known_acks: dict[bytes, tuple[str, str]] = {}
-        """By text: the gid and the msgid of acks that came as notifications."""
+        self.known_acks: dict[bytes, KnownAck] = {}
+        """By text: acks that came as notifications."""
+        self._acked: list[KnownAck] = []
+        """Those that have come since the loop looked."""
         self._rates = RateLimits(self.settings.calls_per_s, self.settings.calls_burst)
 
     @property
@@ -170,6 +184,7 @@ class Hub:
 
     def end(self, session: "Session") -> None:
         """End a session: what its client has acked is acked."""
+        self._take_acks()
         self._left(session.uid)
         if not self.is_stopping:  # or `close` ends all of them at once
             self._run(self.gateway.end(session))
@@ -278,24 +293,37 @@ class Hub:
             return False
         if client.session is None or client.identity is None:
             return False
+        ack = KnownAck(params["gid"], params["msgid"])
         if len(text) <= _KNOWN_ACK_BYTES:
             if len(self.known_acks) >= _KNOWN_ACKS:
                 self.known_acks.clear()
-            self.known_acks[text] = params["gid"], params["msgid"]
-        self.fold(client.session, params["gid"], params["msgid"])
+            self.known_acks[text] = ack
+        self.fold(client.session, ack)
         return True
 
-    def fold(self, session: "Session", gid: str, msgid: str) -> None:
-        """Take an ack that came as a call of its own."""
-        self.metrics.calls.add(1, "ack")
-        self.received(session, gid, msgid)
+    def fold(self, session: "Session", ack: KnownAck) -> None:
+        """Take an ack that came as a call of its own, together with those of others."""
+        if not ack.sessions:
+            if not self._acked:
+                asyncio.get_running_loop().call_soon(self._take_acks)
+            self._acked.append(ack)
+        ack.sessions.append(session)
 
-    def received(self, session: "Session", gid: str, msgid: str) -> None:
-        """Take an ack that has no answer, wrong ones too."""
-        self.metrics.acks_received.add(1)
+    def _take_acks(self) -> None:
+        acked, self._acked = self._acked, []
+        for ack in acked:
+            sessions, ack.sessions = ack.sessions, []
+            self.metrics.calls.add(len(sessions), "ack")
+            self.received(sessions, ack.gid, ack.msgid)
+
+    def received(self, sessions: "Sequence[Session]", gid: str, msgid: str) -> None:
+        """Take an ack that has no answer from each of these sessions, a wrong one too."""
+        self.metrics.acks_received.add(len(sessions))
+        received = self.gateway.received
         try:
-            self.gateway.received(session, gid, msgid)
-        except ImError as error:
+            for session in sessions:
+                received(session, gid, msgid)
+        except ImError as error:  # an ack that is wrong is so for all
             log.debug("an ack was not taken: %s", error)
 
     def fault(self, method: str, error: Exception) -> RpcError:

@@ -81,7 +81,7 @@ async def ack(caller: Caller, *, gid: str, msgid: str | None = None) -> Any:
     As a notification it is folded with others and sent some time later; a mistake in it has no answer.
     """
     if caller.is_notification and caller.session and msgid is not None:
-        caller.hub.received(caller.session, gid, msgid)
+        caller.hub.received([caller.session], gid, msgid)
         return None
     return record_of(await caller.chat.ack(caller.user, gid, msgid))
 

@@ -218,6 +218,7 @@ class TestCalls:
             assert socket.client
             for _ in range(1000):
                 socket.client.received(notification("ack", gid="team", msgid=T1))
+            await asyncio.sleep(0)
             assert len(setup.gateway.acked) == 1000
             assert (socket.closed, socket.sent) == (None, [])
 

@@ -1,8 +1,11 @@
 """The bounds of a client: rates, lanes, and the end of a token, on clocks of the tests."""
 
 import asyncio
+import random
 import struct
 import time
+from functools import partial
+from itertools import count
 
 import pytest
 
@@ -42,6 +45,38 @@ class TestRates:
 
 
 class TestLanes:
+    @pytest.mark.parametrize("width", [1, 2, 3])
+    def test_whenever_a_job_comes_it_begins_once_and_in_a_lane_of_one_in_its_turn(self, width: int) -> None:
+        """Also in the moment between the end of a task and what the loop calls then."""
+        chance = random.Random(width)
+
+        async def story() -> None:
+            loop, lane, added, begun = asyncio.get_running_loop(), Lane(width, 1000), count(), []
+
+            def come() -> None:
+                number = next(added)
+
+                async def work() -> None:
+                    begun.append(number)
+                    for _ in range(chance.randrange(3)):
+                        await asyncio.sleep(0)
+                    if number < 300:
+                        chance.choice(
+                            [come, partial(loop.call_soon, come), partial(loop.call_soon, loop.call_soon, come)]
+                        )()
+
+                assert lane.add(work)
+
+            for _ in range(width):
+                come()
+            async with asyncio.timeout(10):
+                while len(begun) < 300:
+                    await asyncio.sleep(0)
+            await lane.ended()
+            assert (begun if width == 1 else sorted(begun)) == list(range(len(begun)))
+
+        asyncio.run(story())
+
     def test_jobs_run_side_by_side_up_to_the_width_and_in_their_order(self) -> None:
         async def story() -> None:
             lane, gate, begun = Lane(2, 3), asyncio.Event(), []
