@@ -100,7 +100,7 @@ def test_a_paused_session_stays_online(chat: Chat, clock: Clock) -> None:
         assert requests > time.monotonic()
         assert chat.online(["bob"]) == {"bob"}
         gateway.end(bob)
-        assert chat.online(["bob"]) == set()
+        audience.until(lambda: chat.online(["bob"]) == set())
 
 
 def test_joins_and_leaves_of_a_paused_session_come_with_its_resumption(chat: Chat, other: Chat) -> None:
