@@ -39,7 +39,12 @@ class Scheduler:
         return self._all.until > self._clock()
 
     def due(self) -> float:
-        return max(self._all.until, min(max(task.due(), wait.until) for task, wait in self._backoffs.items()))
+        first = math.inf
+        for task, backoff in self._backoffs.items():  # in plain steps: this is asked several times for each message
+            due = task.due()
+            if due < first:
+                first = min(first, max(due, backoff.until))
+        return max(self._all.until, first)
 
     def step(self) -> Effects[None]:
         """Step every task that is due. If Redis does not answer, all tasks wait."""
