@@ -1,7 +1,9 @@
 """Sockets that read slowly or not at all: they hold a set number of bytes, nobody else notices, and no hole is left."""
 
 import asyncio
+import os
 import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +11,16 @@ from pathlib import Path
 import pytest
 
 from imcore import Chat
+from imcore.cli.bench.harness.figures import percentile
 from tests.helpers.deadline import wait_until
+from tests.helpers.processes import PythonProcess
 from tests.helpers.servers import RunningServer
 from tests.helpers.web_server import WebClient, WebServer
 
 TEXT = "x" * 20_000
-STOPPED = 150
+STOPPED = int(os.environ.get("IM_STOPPED", "150"))
+IS_LONG = STOPPED > 150
+MESSAGES = 200 if IS_LONG else 20
 
 
 @pytest.fixture(scope="module")
@@ -85,29 +91,43 @@ def test_a_socket_that_is_slow_for_a_moment_misses_nothing(web: WebServer, chat:
     asyncio.run(story())
 
 
-def test_many_that_stop_at_once_disturb_nobody(web: WebServer, chat: Chat, gid: str) -> None:
-    async def story() -> None:
+def test_many_that_stop_at_once_disturb_nobody(web: WebServer, chat: Chat, tmp_path: Path) -> None:
+    """`IM_STOPPED=1000 pytest -s -k stop_at_once tests/integration/web` prints how long others wait, and bounds it."""
+    crowd = [f"u{number}" for number in range(STOPPED)]
+    chat.create_group("crowd", ["cy", *crowd])
+    chat.create_group("calm", ["ann", "bob"])
+
+    async def story(sockets: PythonProcess) -> tuple[float, float]:
         before = closed_as_slow(web)
         async with WebClient(web.url, "bob") as bob:
             await bob.connect(start="live")
-            stopped = [WebClient(web.url, "ann") for _ in range(STOPPED)]
-            await asyncio.gather(*(client.__aenter__() for client in stopped))
-            await asyncio.gather(*(client.connect(start="live") for client in stopped))
-            for client in stopped:
-                client.transport.pause_reading()
-            said = []
-            while closed_as_slow(web) < before + STOPPED:
-                said.append(f"{len(said)} {TEXT}")
-                begun = time.monotonic()
-                await asyncio.to_thread(chat.send, gid, said[-1], sender_uid="bob")
-                await bob.until(lambda: bob.contents(gid)[-1:] == said[-1:])
-                assert time.monotonic() - begun < 10
-            assert bob.contents(gid) == said
-            for client in stopped:
-                client.transport.abort()
-            await asyncio.gather(*(client.until_closed() for client in stopped))
 
-    asyncio.run(story())
+            async def waited() -> float:
+                """Say something to many and to one other, and return how long that one waits."""
+                await asyncio.to_thread(chat.send, "crowd", TEXT, sender_uid="cy")
+                begun = time.monotonic()
+                sent = await asyncio.to_thread(chat.send, "calm", "hi", sender_uid="ann")
+                await bob.until(
+                    lambda: bob.notices("message")[-1:] and bob.notices("message")[-1]["msgid"] == sent.msgid
+                )
+                return time.monotonic() - begun
+
+            all_read = [await waited() for _ in range(MESSAGES)]
+            sockets.send(signal.SIGSTOP)
+            all_stopped = []
+            while closed_as_slow(web) < before + STOPPED:
+                all_stopped.append(await waited())
+            assert len(bob.notices("message")) == len(all_read) + len(all_stopped)
+        return percentile(all_read, 0.99), percentile(all_stopped, 0.99)
+
+    with PythonProcess(
+        tmp_path, "tests.helpers.many_sockets", str(web.port), "0", str(STOPPED), "127.0.0.2"
+    ) as sockets:
+        sockets.wait_for(f'{{"connected": {STOPPED},')
+        read, stopped = asyncio.run(story(sockets))
+    print(f"\np99 of another one: {read * 1000:.1f} ms while {STOPPED} read, {stopped * 1000:.1f} ms while they do not")
+    assert stopped < 10
+    assert not IS_LONG or stopped < 3 * read
 
 
 def test_calls_whose_answers_nobody_reads_end_their_socket(web: WebServer, chat: Chat, gid: str) -> None:
