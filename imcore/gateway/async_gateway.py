@@ -260,9 +260,11 @@ class AsyncGateway:
         core.handle(subscription.take())
         if error := subscription.error:
             self._unsubscribe()
-            if not isinstance(error, RedisUnavailable):
+            if isinstance(error, RedisUnavailable):
+                core.subscription_lost(error)
+            else:
+                core.subscription_lost(RedisUnavailable(str(error)))
                 raise error
-            core.subscription_lost(error)
 
     async def _perform(self, effects: Effects[T]) -> T:
         return await perform_async(effects, self._perform_one)

@@ -42,7 +42,11 @@ _NOTHING_ALLOWED = "default-src 'none'; frame-ancestors 'none'; base-uri 'none';
 _PAGE = {"": ("index.html", "text/html"), "imcore.js": ("imcore.js", "text/javascript")}
 """By path: the file of the page, and its type."""
 _STYLE = re.compile(rb"<style[^>]*>(.*?)</style>", re.DOTALL)
-_FORWARDED = ("forwarded", "x-forwarded-for", "via")
+_FROM_ELSEWHERE = (
+    *("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "cf-connecting-ip", "via"),
+    "origin",
+)
+"""Headers that a proxy adds, and a page."""
 
 
 def app(
@@ -235,11 +239,15 @@ async def _metrics(request: Request) -> Response:
 
 
 def _is_local(request: Request, headers: Mapping[str, str]) -> bool:
-    """Return whether a request comes from this machine itself, and not through a proxy on it."""
-    if request.client is None or any(name in headers for name in _FORWARDED):
+    """Return whether a request comes from this machine itself, and not through a proxy or a page on it."""
+    if request.client is None or any(name in headers for name in _FROM_ELSEWHERE):
         return False
+    return all(map(_is_loopback, (request.client.host, request.url.hostname or "")))
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        return ip_address(request.client.host).is_loopback
+        return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
 

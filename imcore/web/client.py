@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imcore.errors import ImError, InvalidInput, NotAllowed, NotAuthenticated, TooManyCalls, TooManySockets
+from imcore.errors import ImError, InvalidInput, NotAllowed, NotAuthenticated, TooManyCalls, TooManySockets, TryAgain
 from imcore.web import jsonrpc
 from imcore.web.auth import Identity, bearer_of
 from imcore.web.flow import Expiry, Frame, Lane, RateLimit, SendQueue, Socket
@@ -36,6 +36,13 @@ ACKS_AT_ONCE = 20
 """So many acks are counted with one look at the clock."""
 
 
+class _Nobody:
+    """What a session is for whose client does not know of it."""
+
+    def push(self, frame: Frame) -> None:
+        """Drop what still comes."""
+
+
 class Client:
     """One client on one socket. `headers` are those of the handshake, with names in lower case."""
 
@@ -51,6 +58,10 @@ class Client:
         )
         self._held: list[Frame] | None = []
         """Notifications until `connect` is answered; None from then on."""
+        self._held_bytes = 0
+        self._most_held_bytes = settings.max_buffered_bytes // 4
+        self._is_slow = self._is_paused = False
+        """Whether the socket has no room, and whether the session is paused."""
         self._in_order, self._side_by_side = Lane(1, MOST_WAITING), Lane(SIDE_BY_SIDE, MOST_WAITING)
         self._rate = RateLimit(settings.calls_per_s, settings.calls_burst)
         self._acks_admitted = 0
@@ -108,6 +119,8 @@ class Client:
             self._out.send(frame)
         else:
             self._held.append(frame)
+            self._held_bytes += len(frame.text)
+            self._pause_or_resume()
 
     def close(self, code: int, reason: str) -> None:
         """Close the socket after what was sent."""
@@ -138,10 +151,7 @@ class Client:
         given = {name: value for name, value in options.items() if value is not None}
         if self.session is None:
             self._accept(identity)
-            self.session = await self.hub.open(self, uid, **given)
-            if self._is_closed:  # meanwhile
-                self.hub.end(self.session)
-            return await self._connected(uid, await self.hub.starts(self.session))
+            return await self._connect_anew(uid, given)
         if uid != self.session.uid:
             raise NotAllowed(f"this session is {self.session.uid!r}'s: connect anew for another user")
         if given:
@@ -149,10 +159,32 @@ class Client:
         self._accept(identity)
         return await self._connected(uid, await self.hub.positions(self.session))
 
+    async def _connect_anew(self, uid: str, given: Mapping[str, Any]) -> dict[str, object]:
+        if self._is_closed:
+            raise TryAgain("the socket is gone")
+        session = self.session = await self.hub.open(self, uid, **given)
+        if self._is_closed:  # meanwhile
+            self.hub.end(session)
+        self._pause_or_resume()
+        try:
+            return await self._connected(uid, await self.hub.starts(session))
+        except BaseException:
+            if not self._is_closed:
+                self._withdraw(session)
+            raise
+
+    def _withdraw(self, session: "Session") -> None:
+        """End a session that the client does not know of, so that it may connect again."""
+        self.session, self._held, self._held_bytes, self._is_paused = None, [], 0, False
+        session.tag = _Nobody()
+        self.hub.end(session)
+
     async def _connected(self, uid: str, groups: list[dict[str, object]]) -> dict[str, object]:
         return {"uid": uid, "dataset": await self.hub.dataset(), "groups": groups}
 
     def _accept(self, identity: Identity) -> None:
+        if self._is_closed:
+            return
         self.identity = identity
         self._headers = {}
         self._expiry.set(identity.expires_at)
@@ -165,6 +197,8 @@ class Client:
         if self.hub.is_full:
             self._refuse(TooManySockets("the server has as many sockets as it takes (IM_WEB_MAX_SOCKETS)"), None)
             self.close(TOO_MANY, "too many sockets")
+        elif self.hub.is_stopping:
+            self.close(GOING_AWAY, "the server ends")
         elif self.hub.access.reads_headers(self._headers):
             self._in_order.add(self._authenticate_by_headers)
 
@@ -212,7 +246,7 @@ class Client:
             answer = jsonrpc.failure(self.hub.fault(request.method, error), request.id)
         if not request.is_notification and not self._is_closed:
             self._out.send(Frame(answer))
-        if self.session and self._held is not None:
+        if request.method == "connect" and self.session and self._held is not None:
             self._release()
 
     def _close_after(self, error: Exception) -> None:
@@ -224,9 +258,10 @@ class Client:
             loop.call_soon(self.close, TOO_MANY, str(error))
 
     def _release(self) -> None:
-        held, self._held = self._held, None
+        held, self._held, self._held_bytes = self._held, None, 0
         for frame in held or ():
             self.push(frame)
+        self._pause_or_resume()
 
     def _admits(self, id_: jsonrpc.Id, is_notification: bool = False) -> bool:
         """Count a call; return whether it is within the limit. If not, refuse it, and at last the client."""
@@ -256,8 +291,15 @@ class Client:
     # The end.
 
     def _slow(self, is_slow: bool) -> None:
-        if self.session:
-            (self.hub.pause if is_slow else self.hub.resume)(self.session)
+        self._is_slow = is_slow
+        self._pause_or_resume()
+
+    def _pause_or_resume(self) -> None:
+        """Let no more come while the socket has no room, or much waits for the answer to `connect`."""
+        has_to_wait = self._is_slow or self._held_bytes > self._most_held_bytes
+        if self.session and has_to_wait != self._is_paused and not self._is_closed:
+            self._is_paused = has_to_wait
+            (self.hub.pause if has_to_wait else self.hub.resume)(self.session)
 
     def _too_slow(self) -> None:
         self.close(TOO_SLOW, "the socket takes too little of what is sent")

@@ -1,6 +1,7 @@
 """What bounds one client: the calls that it has in hand, how often it calls, and what waits for its socket."""
 
 import asyncio
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
@@ -74,6 +75,8 @@ class SendQueue:
         self._on_stuck = on_stuck
         self._waiting: deque[Frame] = deque()
         self._waiting_bytes = 0
+        self._given_bytes = 0
+        """Of all frames, to the socket."""
         self._has_room = True
         self._timer: asyncio.TimerHandle | None = None
 
@@ -84,7 +87,7 @@ class SendQueue:
 
     def send(self, frame: Frame) -> None:
         if self._has_room and not self._waiting:
-            self._socket.send(frame)
+            self._give(frame)
             return
         if self.held > self._most_bytes:
             self._on_stuck()
@@ -100,7 +103,7 @@ class SendQueue:
         while self._has_room and self._waiting:
             frame = self._waiting.popleft()
             self._waiting_bytes -= len(frame.text)
-            self._socket.send(frame)  # which may say at once that there is no room any more
+            self._give(frame)  # the socket may say at once that there is no room any more
         if self._has_room:
             self._stop_timer()
             self._on_slow(False)
@@ -114,12 +117,21 @@ class SendQueue:
         self._waiting.clear()
         self._waiting_bytes = 0
 
+    def _give(self, frame: Frame) -> None:
+        self._given_bytes += len(frame.text)
+        self._socket.send(frame)
+
+    @property
+    def _taken_bytes(self) -> int:
+        """What the socket has given to the system. It counts the heads of frames that wait there as not taken."""
+        return self._given_bytes - self._socket.buffered
+
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._patience_s, self._look, self.held)
+        self._timer = loop.call_later(self._patience_s, self._look, self._taken_bytes)
 
-    def _look(self, held_before: int) -> None:
-        if self.held < held_before:
+    def _look(self, taken_before: int) -> None:
+        if self._taken_bytes > taken_before:
             self._watch()
         else:
             self._on_stuck()
@@ -183,9 +195,13 @@ class Lane:
 class RateLimit:
     """A token bucket: `per_s` calls a second, and `burst` at once."""
 
-    def __init__(self, per_s: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, per_s: float, burst: float, clock: Callable[[], float] = time.monotonic, *, least: float = -math.inf
+    ) -> None:
+        """Refused calls count, too, as long as more than `least` is left."""
         self._per_s = per_s
         self._burst = burst
+        self._least = least
         self._clock = clock
         self._left = burst
         self._at = clock()
@@ -193,7 +209,8 @@ class RateLimit:
     def take(self, cost: float = 1.0) -> bool:
         """Count a call; return whether it is within the limit."""
         now = self._clock()
-        self._left = min(self._burst, self._left + (now - self._at) * self._per_s) - cost
+        left = min(self._burst, self._left + (now - self._at) * self._per_s) - cost
+        self._left = max(self._least, left)
         self._at = now
         return self._left >= 0
 
@@ -214,7 +231,7 @@ class RateLimits:
 
     def take(self, caller: str) -> bool:
         """Count a call; return whether it is within the limit of its caller."""
-        limit = self._limits.pop(caller, None) or RateLimit(self._per_s, self._burst)
+        limit = self._limits.pop(caller, None) or RateLimit(self._per_s, self._burst, least=-1.0)
         self._limits[caller] = limit
         if len(self._limits) > self.MOST:
             self._limits.popitem(last=False)

@@ -15,6 +15,7 @@ from imcore.errors import (
     NotAuthenticated,
     TooManyCalls,
     TooManySockets,
+    TryAgain,
 )
 from imcore.metrics import WebMetrics
 from imcore.operations import queries
@@ -172,6 +173,8 @@ class Hub:
 
     async def open(self, client: Client, uid: str, **options: Any) -> "Session":
         """Begin the session of a client. Raise TooManySockets, InvalidInput, TryAgain."""
+        if self.is_stopping:
+            raise TryAgain("the server ends")
         most = self.settings.user_sockets
         if self._sockets[uid] >= most:
             raise TooManySockets(f"{uid!r} has {most} sockets, as many as a user may have (IM_WEB_USER_SOCKETS)")
@@ -290,6 +293,8 @@ class Hub:
         """
         params = request.params
         if request.method != "ack" or not self.access.is_default or params.keys() != _ACK_KEYS:
+            return False
+        if not all(isinstance(value, str) for value in params.values()):
             return False
         if client.session is None or client.identity is None:
             return False

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from imcore.web.hub import Hub
 
 PATH = "/ws"
+_PONG = 0x8A
 
 GATHER_S = 0.004
 """Frames for a socket go out together, at most so late. The first one after a pause goes out at once."""
@@ -168,6 +169,8 @@ class SocketProtocol(asyncio.Protocol):
             self._client.refused_frame(code, reason)
 
     def write(self, data: bytes) -> None:
+        if data[0] == _PONG and self.buffered > HIGH_WATER_BYTES:
+            return  # who asks without end and reads nothing gets no answer
         self.flush()
         if not self._transport.is_closing():
             self._transport.write(data)

@@ -428,8 +428,18 @@ export class ImClient extends EventTarget {
   /** Go on with another token of the same user. */
   async setToken(token) {
     if (claimsOf(token)?.sub !== this.uid) throw new Error('this token is for somebody else');
-    if (this.state === 'online') await this.call('connect', { token }); // the session goes on
-    this.#token = token;
+    const before = this.#token;
+    this.#token = token; // also for a connection that is lost meanwhile
+    if (this.state === 'online') {
+      try {
+        await this.call('connect', { token }); // the session goes on
+      } catch (error) {
+        if (error.error === 'NotAuthenticated' || error.error === 'NotAllowed') {
+          this.#token = before;
+          throw error;
+        }
+      }
+    }
     if (this.state === 'online') return;
     this.#lost(this.#connection, LOST);
     this.#setState('connecting');

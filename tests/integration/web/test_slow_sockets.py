@@ -20,7 +20,7 @@ from tests.helpers.web_server import WebClient, WebServer
 TEXT = "x" * 20_000
 STOPPED = int(os.environ.get("IM_STOPPED", "150"))
 IS_LONG = STOPPED > 150
-MESSAGES = 200 if IS_LONG else 20
+MESSAGES = 100 if IS_LONG else 20
 
 
 @pytest.fixture(scope="module")
