@@ -6,6 +6,7 @@ import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -338,3 +339,17 @@ def test_a_socket_over_tls(loop: str) -> None:
                 client.recv(30)
     assert closed.value.rcvd
     assert closed.value.rcvd.code == 4401
+
+
+def test_who_asks_without_end_and_reads_nothing_is_not_answered_without_end(echo: Running) -> None:
+    pings = (b"\x89\xfd" + b"mask" + b"x" * 125) * 1000
+    with closing(echo.raw()) as bare:
+        bare.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        served: Any = echo.client().socket
+        narrow = partial(
+            served._transport.get_extra_info("socket").setsockopt, socket.SOL_SOCKET, socket.SO_SNDBUF, 4096
+        )
+        echo.hub.run(narrow)
+        for _ in range(80):
+            bare.sendall(pings)
+            assert echo.hub.run(lambda: served.buffered) <= 2 * sockets.HIGH_WATER_BYTES

@@ -11,6 +11,7 @@ from imcore import Chat
 from tests.helpers.deadline import wait_until
 from tests.helpers.scrapes import Samples, samples_of, sum_of
 from tests.helpers.servers import RunningServer
+from tests.helpers.web import token
 from tests.helpers.web_server import WebClient, WebServer
 
 
@@ -19,6 +20,18 @@ def web(redis: RunningServer, folder: Path, chat: Chat) -> Iterator[WebServer]:
     """A server of this test alone: its numbers begin at 0."""
     with WebServer(folder, redis.url) as server:
         yield server
+
+
+def test_what_comes_through_a_proxy_or_from_a_page_has_to_say_who_it_is(web: WebServer) -> None:
+    server = {"Authorization": f"Bearer {token('back end', role='server')}"}
+    for headers in (
+        *({name: "8.8.8.8"} for name in ("X-Forwarded-For", "X-Real-IP", "CF-Connecting-IP", "Forwarded", "Via")),
+        {"Host": "chat.example.org"},
+        {"Origin": f"http://127.0.0.1:{web.port}"},
+        {"Host": "evil.example", "Origin": "http://evil.example"},
+    ):
+        assert web.get("/metrics", headers)[0] == 403, headers
+        assert web.get("/metrics", {**headers, **server})[0] == 200, headers
 
 
 def figures(web: WebServer) -> Samples:

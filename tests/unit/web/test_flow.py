@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from imcore.web.flow import Expiry, Frame, Lane, RateLimit, RateLimits
+from imcore.web.flow import Expiry, Frame, Lane, RateLimit, RateLimits, SendQueue
 
 
 class Clock:
@@ -159,3 +159,54 @@ class TestExpiry:
             assert expiry._timer is None
 
         asyncio.run(story())
+
+
+class DrainingSocket:
+    """Takes what it holds whenever the test says so."""
+
+    HIGH_WATER = 2000
+
+    def __init__(self) -> None:
+        self.remote = "test"
+        self.buffered = 0
+        self.queue: SendQueue
+
+    def send(self, frame: Frame) -> None:
+        self.buffered += len(frame.websocket)
+        if self.buffered > self.HIGH_WATER:
+            self.queue.writable(False)
+
+    def close(self, code: int, reason: str) -> None:
+        raise AssertionError("it is not closed")
+
+    def drain(self) -> None:
+        self.buffered = 0
+        self.queue.writable(True)
+
+
+class TestPatience:
+    def test_a_socket_that_takes_some_all_the_time_is_not_stuck_however_much_waits(self) -> None:
+        async def story() -> None:
+            socket, stuck = DrainingSocket(), []
+            socket.queue = SendQueue(socket, 10**9, 0.2, lambda _: None, lambda: stuck.append(True))
+            for _ in range(1000):
+                socket.queue.send(Frame(b"x" * 1000))
+            for _ in range(30):
+                await asyncio.sleep(0.03)
+                socket.drain()
+            assert not stuck
+            async with asyncio.timeout(10):
+                while not stuck:
+                    await asyncio.sleep(0.03)
+            socket.queue.stop()
+
+        asyncio.run(story())
+
+
+def test_refused_callers_may_call_again_as_soon_as_they_have_waited() -> None:
+    clock = Clock()
+    rates = RateLimits(10, 5)
+    rates._limits["ann"] = RateLimit(10, 5, clock, least=-1.0)
+    assert [rates.take("ann") for _ in range(10_000)].count(True) == 5
+    clock.now += 0.3
+    assert rates.take("ann")
