@@ -33,7 +33,8 @@ def up(run: Invocation, with_web: bool, port: int | None) -> None:
     are made or brought up to date first. With --json stdout gets an object once the workers start, and one when they
     ended. All other output is a log: `im up` runs on if nobody reads it, or if its disk is full.
 
-    With --web, and without IM_WEB_KEY, the link is for a demo with two users; its key lasts as long as `im up`.
+    With --web, and without IM_WEB_KEY, the link is for a demo with two users. It can be opened for 10 minutes; what is
+    open then goes on as long as `im up`.
     """
     if port is not None and not with_web:
         raise click.UsageError("--port is for the gateway: give --web, too")
@@ -42,7 +43,10 @@ def up(run: Invocation, with_web: bool, port: int | None) -> None:
     try:
         if with_web:
             extra.require("im up --web")
-        _run_all(run, settings, log, WebProcess(port or DEFAULT_PORT) if with_web else None)
+        web = WebProcess(port or DEFAULT_PORT) if with_web else None
+        if web:
+            web.check_port()
+        _run_all(run, settings, log, web)
     except ImError as error:
         log.error(str(error))
         click.get_current_context().exit(output.FAILED)

@@ -18,7 +18,7 @@ USERS = ("ann", "bob")
 GID = "demo"
 _TEXTS = (
     ("bob", "Hi Ann! This is a demo of imcore."),
-    ("bob", "Open this page in a second tab and choose Bob there. Each message shows who has read it, as it happens."),
+    ("bob", "Open the list of conversations, and me from there, in a second tab. Each message shows who has read it."),
     ("ann", "And what I write while I am offline goes out once I am back."),
 )
 _TOKEN_S = 600
@@ -42,6 +42,12 @@ class WebProcess:
     def arguments(self) -> list[str]:
         return ["--host", _HOST, "--port", str(self._port), *["--demo"] * self.is_demo]
 
+    def check_port(self) -> None:
+        """Raise ConfigurationError if the port cannot be had: before a link to somebody else's page is printed."""
+        from imcore.web.serve import ServeOptions, listening  # noqa: PLC0415 (the extra may be missing)
+
+        listening(ServeOptions(host=_HOST, port=self._port)).close()
+
     def prepare(self, system: "System") -> None:
         """Make the group of the demo, with something said in it, unless it is there."""
         if self.is_demo:
@@ -58,7 +64,10 @@ class WebProcess:
         if not self._was_shown and self._answers():
             self._was_shown = True
             log.record({"event": "serving", "url": self._url()})
-            log.info(f"the page is at {self._url()}", *[f"it is a demo for {' and '.join(USERS)}"] * self.is_demo)
+            log.info(f"the page is at {self._url()}")
+            if self.is_demo:
+                lasts = f"the link can be opened for {_TOKEN_S // 60} minutes, and what is open goes on"
+                log.info(f"it is a demo for {' and '.join(USERS)}: {lasts}")
 
     def _url(self) -> str:
         url = f"http://{_HOST}:{self._port}/"

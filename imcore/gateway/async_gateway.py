@@ -260,10 +260,8 @@ class AsyncGateway:
         core.handle(subscription.take())
         if error := subscription.error:
             self._unsubscribe()
-            if isinstance(error, RedisUnavailable):
-                core.subscription_lost(error)
-            else:
-                core.subscription_lost(RedisUnavailable(str(error)))
+            core.subscription_lost(RedisUnavailable(str(error)))
+            if not isinstance(error, RedisUnavailable):
                 raise error
 
     async def _perform(self, effects: Effects[T]) -> T:

@@ -6,7 +6,10 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from imcore.gateway.fanout import Session
 
 Job = Callable[[], Awaitable[None]]
 
@@ -33,6 +36,17 @@ class Frame:
     @cached_property
     def string(self) -> str:
         return self.text.decode()
+
+
+class KnownAck:
+    """An ack that is a notification: all who read a message send the same one. `sessions` have just sent it."""
+
+    __slots__ = ("gid", "msgid", "sessions")
+
+    def __init__(self, gid: str, msgid: str) -> None:
+        self.gid = gid
+        self.msgid = msgid
+        self.sessions: list[Session] = []
 
 
 class Socket(Protocol):

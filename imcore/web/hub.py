@@ -24,7 +24,7 @@ from imcore.web.access import Access, Authenticate, May
 from imcore.web.auth import Identity
 from imcore.web.client import GOING_AWAY, Client
 from imcore.web.delivery import deliver
-from imcore.web.flow import RateLimits
+from imcore.web.flow import KnownAck, RateLimits
 from imcore.web.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND, Request, RpcError
 from imcore.web.method import METHODS, Caller, Method
 from imcore.web.parameters import arguments
@@ -35,18 +35,6 @@ if TYPE_CHECKING:
     from imcore.gateway.fanout import Session
 
 log = logging.getLogger(__name__)
-
-
-class KnownAck:
-    """An ack that is a notification: all who read a message send the same one. `sessions` have just sent it."""
-
-    __slots__ = ("gid", "msgid", "sessions")
-
-    def __init__(self, gid: str, msgid: str) -> None:
-        self.gid = gid
-        self.msgid = msgid
-        self.sessions: list[Session] = []
-
 
 ACK_INTERVAL_S = 0.1
 """Acks are folded for so long: people see a tick within half a second, the workers' window included."""
