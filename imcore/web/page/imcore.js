@@ -352,6 +352,7 @@ export class ImClient extends EventTarget {
     const client = new ImClient();
     client.uid = claimsOf(token)?.sub ?? '';
     client.state = 'connecting';
+    client.refusal = ''; // why the server did not take the token
     client.#base = new URL(base, location.href);
     client.#token = token;
     client.#name = `imcore ${client.#base.pathname} ${client.uid}`;
@@ -452,7 +453,13 @@ export class ImClient extends EventTarget {
     if (connection !== this.#connection) return;
     connection.id = this.#nextId;
     const connected = this.#call(connection, 'connect', { token: this.#token, after, most: MOST });
-    connected.catch(({ error }) => this.#lost(connection, error === 'NotAuthenticated' ? UNAUTHORIZED : LOST));
+    connected.then(
+      () => (this.refusal = ''),
+      ({ error, message }) => {
+        this.refusal = error === 'NotAuthenticated' ? message : '';
+        this.#lost(connection, this.refusal ? UNAUTHORIZED : LOST);
+      },
+    );
   }
 
   #lost(connection, code) {
@@ -1071,6 +1078,8 @@ const STRINGS = {
     login_needed:
       'This page needs a token. The command “im token UID” prints one; “im up --web” prints a link that has one.',
     login_ended: 'Your session has ended. Nothing is lost: go on with a new token.',
+    login_refused: (why) =>
+      `The server did not take your token: ${why}. Nothing is lost: go on with another one. “im token UID” prints one.`,
     token: 'Token',
     token_bad: 'This is not a token.',
     go_on: 'Continue',
@@ -1079,7 +1088,7 @@ const STRINGS = {
     state_offline: 'Offline',
     state_unauthorized: 'Signed out',
     banner_offline: 'Offline: your messages wait, and go out by themselves.',
-    banner_unauthorized: 'Your session has ended: your messages wait.',
+    banner_unauthorized: 'You are signed out: what you write waits.',
     banner_expiring: 'Your session ends soon.',
     banner_failed: (why) => `This browser cannot keep messages for this page: ${why}`,
     online: 'online',
@@ -1131,6 +1140,7 @@ const STRINGS = {
     login: '登录',
     login_needed: '此页面需要令牌。命令“im token UID”会输出令牌；“im up --web”会输出带令牌的链接。',
     login_ended: '登录已过期。数据没有丢失：请用新令牌继续。',
+    login_refused: (why) => `服务器未接受此令牌：${why}。数据没有丢失：请用其他令牌继续。“im token UID”会输出令牌。`,
     token: '令牌',
     token_bad: '这不是有效的令牌。',
     go_on: '继续',
@@ -1139,7 +1149,7 @@ const STRINGS = {
     state_offline: '离线',
     state_unauthorized: '未登录',
     banner_offline: '离线：消息会等待，恢复连接后自动发出。',
-    banner_unauthorized: '登录已过期：消息会等待。',
+    banner_unauthorized: '未登录：消息会等待。',
     banner_expiring: '登录即将过期。',
     banner_failed: (why) => `此浏览器无法为本页保存消息：${why}`,
     online: '在线',
@@ -1684,7 +1694,7 @@ class Page {
 
   #stateChanged() {
     this.#showState();
-    if (this.#client.state === 'unauthorized') this.#askToken(T.login_ended);
+    if (this.#client.state === 'unauthorized') this.#askToken(this.#whyOut());
     if (this.#client.state !== 'online') return;
     this.#isExpiring = false;
     this.#timeline.resume();
@@ -1715,12 +1725,16 @@ class Page {
     return this.#showState();
   }
 
+  #whyOut() {
+    return this.#client.refusal ? T.login_refused(this.#client.refusal) : T.login_ended;
+  }
+
   #showState() {
     const { state } = this.#client;
     $('state').dataset.state = state;
     $('state').textContent = T[`state_${state}`];
     if (state === 'offline') this.#banner(T.banner_offline, 'wait');
-    else if (state === 'unauthorized') this.#banner(T.banner_unauthorized, 'bad', T.login_ended);
+    else if (state === 'unauthorized') this.#banner(T.banner_unauthorized, 'bad', this.#whyOut());
     else if (this.#isExpiring) this.#banner(T.banner_expiring, 'wait', T.banner_expiring);
     else $('banner').hidden = true;
   }

@@ -65,7 +65,7 @@ def test_one_goes_on_with_a_new_token(people: People, stack: PageStack, how: str
     ann.open(people.gid)
     if how == "afterwards":
         ann.wait_for_state("unauthorized")
-        expect(ann.page.get_by_role("dialog", name="Sign in")).to_contain_text("Your session has ended")
+        expect(ann.page.get_by_role("dialog", name="Sign in")).to_contain_text("Nothing is lost")
     else:
         ann.page.locator("#banner").get_by_role("button", name="Sign in").click()
 
@@ -100,7 +100,9 @@ def test_a_token_that_the_server_does_not_take_is_no_loop(people: People, stack:
     ann.page.on("websocket", lambda socket: sockets.append(socket))  # noqa: PLW0108 (playwright marks the function)
     ann.page.goto(f"{stack.url}#token={token(people.ann)[:-6]}AAAAAA")
     ann.wait_for_state("unauthorized")
-    expect(ann.page.get_by_role("dialog", name="Sign in")).to_be_visible()
+    expect(ann.page.get_by_role("dialog", name="Sign in")).to_contain_text(
+        "The server did not take your token: the token is not valid"
+    )
     for _ in range(3):
         ann.set_hidden(True)
         ann.set_hidden(False)
