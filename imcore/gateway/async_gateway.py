@@ -260,7 +260,7 @@ class AsyncGateway:
         core.handle(subscription.take())
         if error := subscription.error:
             self._unsubscribe()
-            core.subscription_lost(RedisUnavailable(str(error)))
+            core.subscription_lost(error)
             if not isinstance(error, RedisUnavailable):
                 raise error
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar, Unpack
 
-from imcore.errors import DatabaseUnavailable, InvalidInput, RedisUnavailable, TryAgain
+from imcore.errors import DatabaseUnavailable, ImError, InvalidInput, RedisUnavailable, TryAgain
 from imcore.gateway.core import Core
 from imcore.gateway.fanout import Event, Session
 from imcore.gateway.options import GatewayOptions, SessionOptions, check_client_acks
@@ -92,7 +92,7 @@ class Gateway:
         most: int | None = None,
         tag: Any = None,
     ) -> Session:
-        """Begin a session. `session.starts` has the begin point, the offset and the unread count of each group.
+        """Begin a session. `session.starts` says for each group where it begins, the offset, and the unread count.
 
         `start` says where: "unread" after the user's offset, "live" after the newest message, "join" where the user
         joined. `after` says it for some groups, by gid, as the msgid up to which the client has the group, "0-0" for
@@ -263,9 +263,11 @@ class Gateway:
             return
         try:
             self._core.handle(self._subscription.read(timeout_s, self._waker))
-        except RedisUnavailable as error:
+        except ImError as error:
             self._unsubscribe()
             self._core.subscription_lost(error)
+            if not isinstance(error, RedisUnavailable):
+                raise
 
     def _unsubscribe(self) -> None:
         subscription, self._subscription = self._subscription, None

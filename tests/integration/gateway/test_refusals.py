@@ -282,6 +282,42 @@ def test_a_subscription_that_is_cut_again_and_again_is_opened_less_and_less_ofte
     assert {each.unread for each in other.unread("bob")} == {0}
 
 
+def test_a_subscription_that_is_refused_while_it_is_read_is_opened_again_and_leaves_no_hole(
+    chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = ConfigurationError("no right to the channel")
+
+    read, take = Subscription.read, AsyncSubscription.take
+
+    def read_and_fail(*arguments: Any) -> None:
+        read(*arguments)
+        raise refused
+
+    def take_and_fail(subscription: AsyncSubscription) -> list[object]:
+        take(subscription)
+        subscription.error = refused
+        return []
+
+    with chat.gateway() as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob")
+        audience.settled()
+        # When reading is refused once, and what was pushed is lost with that
+        with monkeypatch.context() as patch:
+            patch.setattr(Subscription, "read", read_and_fail)
+            patch.setattr(AsyncSubscription, "take", take_and_fail)
+            sent = say(other, "lost", gid="team")
+            with pytest.raises(ConfigurationError, match="no right"):
+                audience.until(lambda: False)
+        # Then all comes long before the next heartbeat
+        sent += say(other, "found", gid="home")
+        heard = [(message.gid, message.seq) for message in sent]
+        for _ in range(round(HEARTBEAT_S / 2 / TICK_S)):
+            clock.jump(TICK_S)
+            audience.poll(0.01)
+        assert_heard(audience, bob, heard)
+
+
 def test_a_goodbye_that_is_refused_is_tried_less_and_less_often(
     chat: Chat, other: Chat, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
