@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(f"im: {error}", file=sys.stderr)
         return 1
-    except Stopped:
+    except Stopped:  # a signal came before it served
         pass
     return 0
 

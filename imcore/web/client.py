@@ -76,11 +76,11 @@ class Client:
 
     def received(self, text: bytes) -> None:
         """Handle a text frame."""
-        ack = self.hub.known_acks.get(text)
+        ack = self.hub.acks.known.get(text)
         if ack and self.session and not self._is_closed:  # by far the most frequent one
             if self._acks_admitted or self._admits_acks():
                 self._acks_admitted -= 1
-                self.hub.fold(self.session, ack)
+                self.hub.acks.add(ack, self.session)
         elif not self._is_closed:
             self._parse(text)
 

@@ -6,10 +6,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from imcore.gateway.fanout import Session
+from typing import Protocol
 
 Job = Callable[[], Awaitable[None]]
 
@@ -36,17 +33,6 @@ class Frame:
     @cached_property
     def string(self) -> str:
         return self.text.decode()
-
-
-class KnownAck:
-    """An ack that is a notification: all who read a message send the same one. `sessions` have just sent it."""
-
-    __slots__ = ("gid", "msgid", "sessions")
-
-    def __init__(self, gid: str, msgid: str) -> None:
-        self.gid = gid
-        self.msgid = msgid
-        self.sessions: list[Session] = []
 
 
 class Socket(Protocol):
@@ -239,13 +225,13 @@ class RateLimits:
 
     MOST = 10_000
 
-    def __init__(self, per_s: float, burst: float) -> None:
-        self._per_s, self._burst = per_s, burst
+    def __init__(self, per_s: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s, self._burst, self._clock = per_s, burst, clock
         self._limits: OrderedDict[str, RateLimit] = OrderedDict()
 
     def take(self, caller: str) -> bool:
         """Count a call; return whether it is within the limit of its caller."""
-        limit = self._limits.pop(caller, None) or RateLimit(self._per_s, self._burst, least=-1.0)
+        limit = self._limits.pop(caller, None) or RateLimit(self._per_s, self._burst, self._clock, least=-1.0)
         self._limits[caller] = limit
         if len(self._limits) > self.MOST:
             self._limits.popitem(last=False)

@@ -21,10 +21,11 @@ from imcore.metrics import WebMetrics
 from imcore.operations import queries
 from imcore.web import jsonrpc
 from imcore.web.access import Access, Authenticate, May
+from imcore.web.acks import AckInbox
 from imcore.web.auth import Identity
 from imcore.web.client import GOING_AWAY, Client
 from imcore.web.delivery import deliver
-from imcore.web.flow import KnownAck, RateLimits
+from imcore.web.flow import RateLimits
 from imcore.web.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND, Request, RpcError
 from imcore.web.method import METHODS, Caller, Method
 from imcore.web.parameters import arguments
@@ -75,10 +76,7 @@ class Hub:
         self._sockets: Counter[str] = Counter()
         """By uid, those with a session."""
         self._http_calls = 0
-        self.known_acks: dict[bytes, KnownAck] = {}
-        """By text: acks that came as notifications."""
-        self._acked: list[KnownAck] = []
-        """Those that have come since the loop looked."""
+        self.acks = AckInbox(self._take_calls)
         self._rates = RateLimits(self.settings.calls_per_s, self.settings.calls_burst)
 
     @property
@@ -175,7 +173,7 @@ class Hub:
 
     def end(self, session: "Session") -> None:
         """End a session: what its client has acked is acked."""
-        self._take_acks()
+        self.acks.flush()
         self._left(session.uid)
         if not self.is_stopping:  # or `close` ends all of them at once
             self._run(self.gateway.end(session))
@@ -286,28 +284,12 @@ class Hub:
             return False
         if client.session is None or client.identity is None:
             return False
-        ack = KnownAck(params["gid"], params["msgid"])
-        if len(text) <= _KNOWN_ACK_BYTES:
-            if len(self.known_acks) >= _KNOWN_ACKS:
-                self.known_acks.clear()
-            self.known_acks[text] = ack
-        self.fold(client.session, ack)
+        self.acks.add(self.acks.learn(text, params["gid"], params["msgid"]), client.session)
         return True
 
-    def fold(self, session: "Session", ack: KnownAck) -> None:
-        """Take an ack that came as a call of its own, together with those of others."""
-        if not ack.sessions:
-            if not self._acked:
-                asyncio.get_running_loop().call_soon(self._take_acks)
-            self._acked.append(ack)
-        ack.sessions.append(session)
-
-    def _take_acks(self) -> None:
-        acked, self._acked = self._acked, []
-        for ack in acked:
-            sessions, ack.sessions = ack.sessions, []
-            self.metrics.calls.add(len(sessions), "ack")
-            self.received(sessions, ack.gid, ack.msgid)
+    def _take_calls(self, sessions: "Sequence[Session]", gid: str, msgid: str) -> None:
+        self.metrics.calls.add(len(sessions), "ack")
+        self.received(sessions, gid, msgid)
 
     def received(self, sessions: "Sequence[Session]", gid: str, msgid: str) -> None:
         """Take an ack that has no answer from each of these sessions, a wrong one too."""
@@ -339,4 +321,3 @@ class Hub:
 
 
 _ACK_KEYS = {"gid", "msgid"}
-_KNOWN_ACKS, _KNOWN_ACK_BYTES = 1024, 256

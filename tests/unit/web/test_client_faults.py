@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Generator
 from typing import Any
 
-from imcore.errors import RedisUnavailable
-from tests.helpers.web import T1, Setup, notification, request, token, with_setup
+import pytest
+
+from imcore.errors import RedisUnavailable, TryAgain
+from tests.helpers.web import T1, FakeSocket, Setup, notification, request, token, with_setup
 from tests.unit.web.test_client import news
 
 
@@ -33,16 +35,22 @@ class Gated:
         return "data"
 
 
+async def begun_connect(setup: Setup, failures: int = 0) -> tuple[FakeSocket, Gated]:
+    """Return a client whose session has begun, while the answer to its connect waits."""
+    gated = Gated(setup, failures)
+    gated.open.clear()
+    socket = setup.client()
+    assert socket.client
+    socket.client.received(request("connect", token=token()))
+    while not gated.asked:
+        await asyncio.sleep(0)
+    return socket, gated
+
+
 def test_a_connect_that_failed_may_be_repeated_and_nothing_came_of_it() -> None:
     async def story(setup: Setup) -> None:
         # Given a connect whose session has begun, and whose answer does not come about
-        gated = Gated(setup, failures=1)
-        gated.open.clear()
-        socket = setup.client()
-        assert socket.client
-        socket.client.received(request("connect", token=token()))
-        while not gated.asked:
-            await asyncio.sleep(0)
+        socket, gated = await begun_connect(setup, failures=1)
         await setup.push(news(setup, "lost"))
         gated.open.set()
         [refused] = await setup.ask(socket)
@@ -92,13 +100,7 @@ def test_no_other_answer_lets_notifications_pass_before_that_of_connect() -> Non
 
 def test_a_session_is_paused_while_much_waits_for_the_answer_of_connect() -> None:
     async def story(setup: Setup) -> None:
-        gated = Gated(setup)
-        gated.open.clear()
-        socket = setup.client()
-        assert socket.client
-        socket.client.received(request("connect", token=token()))
-        while not gated.asked:
-            await asyncio.sleep(0)
+        socket, gated = await begun_connect(setup)
         await setup.push(*(news(setup, "x" * 1000) for _ in range(20)))
         assert setup.gateway.calls == [("pause", "ann")]
         gated.open.set()
@@ -146,8 +148,14 @@ def test_a_client_that_is_gone_before_it_connects_leaves_nothing() -> None:
 
 def test_a_client_that_comes_while_the_server_ends_is_told() -> None:
     async def story(setup: Setup) -> None:
+        socket, gated = setup.client(), Gated(setup)
         setup.hub.is_stopping = True
         assert setup.client().closed == (1001, "the server ends")
+        # And no session begins any more for one that was there
+        assert socket.client
+        with pytest.raises(TryAgain, match="the server ends"):
+            await setup.hub.open(socket.client, "ann")
+        assert (setup.gateway.sessions, gated.asked) == ([], 0)
         setup.hub.is_stopping = False
 
     with_setup(story)

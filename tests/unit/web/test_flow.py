@@ -205,8 +205,7 @@ class TestPatience:
 
 def test_refused_callers_may_call_again_as_soon_as_they_have_waited() -> None:
     clock = Clock()
-    rates = RateLimits(10, 5)
-    rates._limits["ann"] = RateLimit(10, 5, clock, least=-1.0)
+    rates = RateLimits(10, 5, clock)
     assert [rates.take("ann") for _ in range(10_000)].count(True) == 5
     clock.now += 0.3
     assert rates.take("ann")
