@@ -1,4 +1,4 @@
-"""What a process counts for Prometheus: plain numbers that cost nothing to speak of, whether anybody asks or not.
+"""Metrics: a process counts in plain numbers, whether Prometheus asks for them or not.
 
     code --add, set, observe--> numbers in memory <--GET /metrics-- Prometheus
 
@@ -93,7 +93,7 @@ class Gauge:
 
 
 class Histogram:
-    """How often a value was within each bucket, and the sum of all values."""
+    """Counts values by bucket, and adds them up."""
 
     def __init__(self, name: str, text: str, buckets: Sequence[float]) -> None:
         """The buckets are upper bounds, in ascending order."""
@@ -176,7 +176,7 @@ partition of jobs is ''."""
 
 
 class WorkerMetrics:
-    """What a worker of a kind counts. The worker's thread writes it; `note_backlog` may come from another one."""
+    """The metrics of one worker. Only its thread counts; any thread may call `note_backlog`."""
 
     def __init__(self, worker: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.worker = worker
@@ -254,7 +254,7 @@ class WorkerMetrics:
 
 
 class WebMetrics:
-    """What a process of `im serve` counts, from its loop's thread."""
+    """The metrics of one process of `im serve`. Only its loop's thread counts."""
 
     def __init__(self, ack_calls: Callable[[], float] = lambda: 0) -> None:
         """`ack_calls` returns how many calls of the gateway have sent acks."""

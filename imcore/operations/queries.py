@@ -266,5 +266,5 @@ def _counts(space: Keyspace, wanted: Mapping[str, Sequence[tuple[int, str, int |
 
 
 def dataset() -> Effects[str | None]:
-    """Return the name of the data in Redis; None while there is none."""
+    """Return the name of the data in Redis, or None while Redis has no data."""
     return (yield from call(group_calls.dataset()))

@@ -96,7 +96,7 @@ class MessageReader:
         text: Callable[[ColumnElement[Any]], ColumnElement[Any]] = lambda column: column,
         recalled: ColumnElement[bool] | None = None,
     ) -> tuple[ColumnElement[Any], ...]:
-        """Return the columns to select for `rows`. `text` changes content and meta; where `recalled`, there is none."""
+        """Return the columns to select for `rows`. `text` changes content and meta. A `recalled` row has neither."""
         c = GROUP_MSGS.c
         content, meta = text(c.content).label("content"), text(c.meta).label("meta")
         recalled = (false() if recalled is None else recalled).label("recalled")

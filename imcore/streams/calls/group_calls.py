@@ -39,7 +39,7 @@ class Position(NamedTuple):
 
     @property
     def unread(self) -> int | None:
-        """How many messages are unread; None if only SQL knows the seq at the offset."""
+        """The number of unread messages, or None if only SQL knows the seq at the offset."""
         return None if self.acked_seq is None else self.head_seq - self.acked_seq - self.not_unread
 
 
@@ -95,7 +95,7 @@ def position(space: Keyspace, gid: str, uid: str) -> Call[Position]:
 
 
 def dataset() -> Call[str | None]:
-    """The name of the data in Redis; None while there is none."""
+    """Answers the name of the data in Redis, or None while Redis has no data."""
     return Call("", (), ("HGET", CONFIG, "dataset"), lambda answer: None if answer is None else str(answer, "utf-8"))
 
 
