@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, WebSocketRoute, expect
 
 from tests.helpers.commands import Im
 from tests.helpers.deadline import wait_until
@@ -146,3 +146,40 @@ def test_a_demo_has_two_users_and_one_link(tmp_path: Path, browser: Browser) -> 
         finally:
             up.terminate()
             up.communicate()
+
+
+def test_a_new_token_outlives_a_connection_that_is_lost_meanwhile(people: People, stack: PageStack) -> None:
+    # Given a token that ends soon, and a network that fails as the server is told of a new one
+    new = token(people.ann)
+    told: list[str] = []
+
+    def route(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+
+        def pass_on(text: str | bytes) -> None:
+            call = json.loads(text)
+            if call["method"] == "connect":
+                told.append(call["params"]["token"])
+            if len(told) == 2:
+                socket.close(code=3000)
+            else:
+                server.send(text)
+
+        socket.on_message(pass_on)
+
+    ann = people.tab(people.ann)
+    ann.page.route_web_socket("**/ws", route)
+    ann.load(stack.link(people.ann, ttl_s=20)).open(people.gid)
+    ann.page.locator("#banner").get_by_role("button", name="Sign in").click()
+
+    # When one gives it
+    ann.page.get_by_label("Token").fill(new)
+    ann.page.get_by_role("button", name="Continue").click()
+
+    # Then the next connection has it, too
+    wait_until(
+        lambda: ann.page.evaluate("true") and told[1:] == [new, new]
+    )  # the page's turn lets the route have its own
+    ann.wait_for_state("online")
+    expect(ann.page.locator("#banner")).to_be_hidden()
+    expect(ann.page.get_by_role("dialog", name="Sign in")).to_be_hidden()
