@@ -11,7 +11,7 @@ SCRIPT = (PAGE / "imcore.js").read_text(encoding="utf-8")
 def strings(language: str) -> dict[str, str]:
     """The table of a language: key and expression."""
     [table] = re.findall(rf"^  {language}: {{\n(.*?)^  }},", SCRIPT, re.MULTILINE | re.DOTALL)
-    return dict(re.findall(r"^    (\w+):\s+(.*),$", table, re.MULTILINE))
+    return dict(re.findall(r"^    (\w+):\s+(.*?),$(?=\n    \w|\n\Z)", table, re.MULTILINE | re.DOTALL))
 
 
 def test_both_languages_have_all_strings() -> None:
