@@ -252,7 +252,7 @@ class Core:
         if count:
             self.deliveries.requeue(count)
 
-    def subscription_lost(self, error: RedisUnavailable) -> None:
+    def subscription_lost(self, error: ImError) -> None:
         """Open another subscription in time, and pull what was missed."""
         if self._resubscription.is_open:  # a node that gives its channels away sends an event for each
             self._resubscription.lost()
