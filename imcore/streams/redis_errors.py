@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 from redis import exceptions as driver
 
 from imcore.errors import ConfigurationError, ImError, RedisFull, RedisRefuses, RedisUnavailable
-from imcore.settings import CHAT_URL, JOBS_URL
+from imcore.settings import CHAT_URL
 from imcore.streams.calls.call import ERRORS, error_of
 from imcore.streams.connections import HungUpError, NotRedisError
 
@@ -88,9 +88,6 @@ _CERTIFICATE_REFUSED = {
 }
 _TLS_ALERT = ("\\x15", "\x15")
 """How an alert of TLS begins, as the driver and as the system show it."""
-
-_START = {CHAT_URL: "start it with `im up`", JOBS_URL: "start it"}
-
 
 def address(url: str) -> str:
     """Return a URL as it may be shown: without user, password and options; doubtful text is left out."""
@@ -265,7 +262,9 @@ def _system_error(causes: list[BaseException], where: str, variable: str) -> ImE
     if error.errno in _NO_RIGHTS and where.startswith("unix"):
         return ConfigurationError(f"this user has no right to use the socket of {where}: {error.strerror}")
     reason = "" if error.errno in _NOT_LISTENING else f" ({error.strerror})"
-    return RedisUnavailable(f"no answer from Redis at {where}{reason}: {_START[variable]}, or set {variable}")
+    is_ours = variable == CHAT_URL and where.startswith("unix")  # as the embedded server, which has no port
+    start = "start it with `im up`" if is_ours else "start it"
+    return RedisUnavailable(f"no answer from Redis at {where}{reason}: {start}, or set {variable}")
 
 
 def _first_system_error(causes: list[BaseException]) -> OSError:

@@ -140,6 +140,11 @@ def test_errors_of_the_system_are_translated(
     assert said in str(raised)
 
 
+def test_only_a_socket_of_this_machine_is_started_by_us() -> None:
+    said = str(refusal("redis://127.0.0.1:1"))
+    assert said == "no answer from Redis at redis://127.0.0.1:1: start it, or set IM_REDIS_URL"
+
+
 def test_a_socket_whose_path_is_too_long() -> None:
     assert "is too long for this system" in str(refusal(f"unix:///tmp/{'x' * 200}"))
 
