@@ -252,7 +252,8 @@ class Chat:
     def gateway(self, **options: Unpack[SessionOptions]) -> Gateway:
         """Return a gateway: the live sessions of many users over one connection.
 
-        Options: `ack_every` (10), `ack_interval_s` (1.0), `acks` ("auto"), `receipts` ("push"); see `GatewayOptions`.
+        Options: `ack_every` (10), `ack_interval_s` (1.0), `acks` ("auto"), `receipts` ("push"),
+        `page_bytes` (4 MiB); see `GatewayOptions`.
         """
         return Gateway(self.performer, self.system.settings, **options)
 

@@ -24,8 +24,8 @@ from imcore.util.backoff import Clock, ThrottledLog
 CURSORS_PER_STEP = 64
 SESSIONS_PER_STEP = 64
 
-BYTES_PER_STEP = 4 << 20
-"""Of text: all of it is in memory at once."""
+_BYTES_BESIDE_TEXT = 128
+"""Of a message, at least."""
 
 JOINED = ResumePoint(0)
 """A group that was joined meanwhile begins with the join, even if another session has acked some of it already."""
@@ -43,6 +43,8 @@ class CatchUp:
     _deliveries: DeliveryQueue
     _ack_buffer: AckBuffer
     _receipt_delivery: ReceiptDelivery
+    _page_bytes: int
+    """Of texts and metas, in one step."""
     _log: ThrottledLog
     _clock: Clock
 
@@ -141,16 +143,15 @@ class CatchUp:
             for cursor in cursors
             if cursor.behind and (subscribers := groups.get(cursor.gid)) and subscribers.sessions(cursor)
         ]
-        answers = yield from call_apart(
-            [self._pull(subscribers, cursor, BYTES_PER_STEP // len(batch)) for subscribers, cursor in batch]
-        )
+        most_bytes = min(queries.PAGE_BYTES, max(1, self._page_bytes // max(1, len(batch))))
+        answers = yield from call_apart([self._pull(subscribers, cursor, most_bytes) for subscribers, cursor in batch])
         refused: dict[Cursor, ImError] = {}
         size = 0
         for (subscribers, cursor), answer in zip(batch, answers, strict=True):
-            if size > BYTES_PER_STEP:
+            if size > self._page_bytes:
                 self.behind.add([cursor])  # the pulls did not count the messages that SQL adds
             elif subscribers.sessions(cursor):
-                taken = yield from self._take(subscribers, cursor, answer)
+                taken = yield from self._take(subscribers, cursor, answer, most_bytes)
                 if isinstance(taken, ImError):
                     refused[cursor] = taken
                 else:
@@ -162,15 +163,15 @@ class CatchUp:
         return message_calls.pull(
             *(self._space, cursor.gid, uids),
             after=cursor.msgid,
-            count=PAGE,
+            count=max(1, min(PAGE, most_bytes // _BYTES_BESIDE_TEXT)),
             most_bytes=most_bytes,
             newest=cursor.most,
         )
 
     def _take(
-        self, subscribers: GroupSubscribers, cursor: Cursor, answer: PullResult | ImError
+        self, subscribers: GroupSubscribers, cursor: Cursor, answer: PullResult | ImError, most_bytes: int
     ) -> Effects[int | ImError]:
-        """Take the answer to a pull; return the bytes of its texts, or the error that the cursor waits for."""
+        """Take the answer to a pull; return the bytes that it has, or the error that the cursor waits for."""
         if isinstance(answer, NotMember | UnknownGroup):
             self._separate(subscribers, cursor, dict.fromkeys(subscribers.recipients(cursor).uids, answer))
             return 0
@@ -181,14 +182,14 @@ class CatchUp:
             return 0
         try:
             pulled = yield from queries.begun(cursor.gid, answer)
-            page = yield from queries.page(self._space, cursor.gid, pulled, PAGE)
+            page = yield from queries.page(self._space, cursor.gid, pulled, PAGE, most_bytes)
         except ImError as error:
             if concerns_all(error):
                 raise
             return error
         if not isinstance(page, ImError):
             self._hand_over(subscribers, cursor, pulled, page)
-        return page if isinstance(page, ImError) else sum(len(message.content) for message in page.messages)
+        return page if isinstance(page, ImError) else sum(map(queries.bytes_of, page.messages))
 
     def _hand_over(self, subscribers: GroupSubscribers, cursor: Cursor, pulled: PullResult, page: MessagePage) -> None:
         events, merged = subscribers.pulled(cursor, pulled, page)

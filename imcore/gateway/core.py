@@ -73,7 +73,9 @@ class Core:
         self._acks = AckSender(space, AckBuffer(options.ack_every, options.ack_interval_s, fold_s), log, clock)
         self._confirmation = ReceiptConfirmation(space, options.ack_interval_s, log, clock)
         self._receipts = ReceiptDelivery(space, self.deliveries, log, clock)
-        self._catch_up = CatchUp(space, self._channels, self.deliveries, self._acks.buffer, self._receipts, log, clock)
+        self._catch_up = CatchUp(
+            *(space, self._channels, self.deliveries, self._acks.buffer, self._receipts, options.page_bytes, log, clock)
+        )
         polls = options.receipts == "poll"
         self._heartbeat = Heartbeat(space, settings, self._sessions, self._receipts, polls, log, clock)
         every_s, on_open = self._heartbeat.every_s, self._receipts.forget_versions

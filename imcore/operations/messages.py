@@ -190,7 +190,7 @@ def _page_after(gid: str, uid: str, start: int | None, count: int) -> Effects[qu
     """Return what came after a message (packed), or after the member's offset."""
     space = yield from GetKeyspace()
     pull = message_calls.pull(space, gid, [uid], after=start, count=count, most_bytes=queries.PAGE_BYTES)
-    return raised((yield from queries.page(space, gid, (yield from call(pull)), count)))
+    return raised((yield from queries.page(space, gid, (yield from call(pull)), count, queries.PAGE_BYTES)))
 
 
 def ack(uid: str, gid: str, msgid: str | None) -> Effects[Ack]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from imcore import msgid as msgids
 from imcore.errors import ImError, UnknownMessage
+from imcore.model.meta import size_of
 from imcore.model.rows import MessageRow
 from imcore.model.values import Message
 from imcore.operations.effects import Effects, SqlQuery, call, call_apart, call_many, raised
@@ -196,8 +198,11 @@ def begun(gid: str, pulled: PullResult) -> Effects[PullResult]:
     return pulled._replace(start=start, left_out=left_out)
 
 
-def page(space: Keyspace, gid: str, pulled: PullResult, most: int) -> Effects[MessagePage | ImError]:
-    """Return the pulled messages with those before them that only SQL still has, at most `most`; or SQL's error."""
+def page(space: Keyspace, gid: str, pulled: PullResult, most: int, most_bytes: int) -> Effects[MessagePage | ImError]:
+    """Return the pulled messages with those before them that only SQL still has; or SQL's error.
+
+    At most `most` messages, and `most_bytes` of texts and metas, exceeded by the first message only.
+    """
     if pulled.start >= pulled.trimmed:
         return MessagePage(pulled.messages, pulled.more)
     limit = min(most, SQL_PAGE)
@@ -206,10 +211,20 @@ def page(space: Keyspace, gid: str, pulled: PullResult, most: int) -> Effects[Me
     except ImError as error:
         return error
     trimmed = yield from messages(space, gid, rows)
-    if len(rows) == limit:
-        return MessagePage(trimmed, more=True)
-    both = [*trimmed, *pulled.messages]
-    return MessagePage(both[:most], pulled.more or len(both) > most)
+    is_whole = len(rows) < limit
+    both = [*trimmed, *(pulled.messages if is_whole else ())]
+    few = both[: min(most, max(1, _within(both, most_bytes)))]
+    return MessagePage(few, not is_whole or pulled.more or len(few) < len(both))
+
+
+def _within(messages: Sequence[Message], most_bytes: int) -> int:
+    """Return how many of the first messages have at most so many bytes together."""
+    return sum(size <= most_bytes for size in accumulate(map(bytes_of, messages)))
+
+
+def bytes_of(message: Message) -> int:
+    """Return about how many bytes the text and the meta of a message have."""
+    return len(message.content.encode(errors="surrogatepass")) + size_of(message.meta)
 
 
 def messages(space: Keyspace, gid: str, rows: Sequence[MessageRow]) -> Effects[list[Message]]:

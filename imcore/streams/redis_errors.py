@@ -89,6 +89,7 @@ _CERTIFICATE_REFUSED = {
 _TLS_ALERT = ("\\x15", "\x15")
 """How an alert of TLS begins, as the driver and as the system show it."""
 
+
 def address(url: str) -> str:
     """Return a URL as it may be shown: without user, password and options; doubtful text is left out."""
     scheme, separator, _ = url.partition("://")

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 ACK_INTERVAL_S = 0.1
 """Acks are folded for so long: people see a tick within half a second, the workers' window included."""
+PAGES_BUFFERED = 10
+"""So many pages of missed texts a socket may hold: JSON makes up to six bytes of one."""
 HTTP_CALLS = 1000
 """Calls by HTTP that are in hand at once."""
 SOCKETS_S = 2.0
@@ -100,7 +102,11 @@ class Hub:
         async with self._starting:
             if self._pump is None and not self.is_stopping:
                 self._chat = self._given_chat or AsyncChat.connect()
-                self._gateway = self._chat.gateway(acks="client", ack_interval_s=ACK_INTERVAL_S)
+                self._gateway = self._chat.gateway(
+                    acks="client",
+                    ack_interval_s=ACK_INTERVAL_S,
+                    page_bytes=self.settings.max_buffered_bytes // PAGES_BUFFERED,
+                )
                 self._pump = asyncio.create_task(deliver(self._gateway, self.metrics))
                 self._run(self._open_database(self._chat))
 

@@ -5,8 +5,10 @@ Uvicorn does all else: ports, TLS, signals, HTTP. Its own WebSocket and ASGI cos
 """
 
 import asyncio
+import socket as system_sockets
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from imcore.web.client import GOING_AWAY, Client
@@ -27,6 +29,10 @@ GATHER_S = 0.004
 
 HIGH_WATER_BYTES = 65_536
 LOW_WATER_BYTES = 16_384
+UNSENT_BYTES = 131_072
+"""Of a socket, in the system. It would hold megabytes for each client that does not read, and slow down for all."""
+_UNSENT = getattr(system_sockets, "TCP_NOTSENT_LOWAT", None)
+
 LINGER_S = 5.0
 """The time in which the other side may read what it has not read yet, and answer the close frame."""
 
@@ -85,6 +91,7 @@ class SocketProtocol(asyncio.Protocol):
         address = transport.get_extra_info("peername")
         if isinstance(address, tuple):
             self.remote = f"{address[0]}:{address[1]}"
+            _hold_little(transport.get_extra_info("socket"))
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -198,6 +205,12 @@ class SocketProtocol(asyncio.Protocol):
             self._is_closing = True
             self._server.silence.forget(self)
             asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
+
+
+def _hold_little(system_socket: system_sockets.socket) -> None:
+    if _UNSENT is not None:
+        with suppress(OSError):  # it is gone already
+            system_socket.setsockopt(system_sockets.IPPROTO_TCP, _UNSENT, UNSENT_BYTES)
 
 
 class Outbox:

@@ -6,6 +6,7 @@ Users are `u{number}`, from FIRST on. Whenever a count has changed it writes a l
 
 import asyncio
 import json
+import socket
 import sys
 from typing import Any
 
@@ -18,6 +19,8 @@ from websockets.uri import parse_uri
 from tests.helpers.web import token
 
 AT_ONCE = 50
+RECEIVED_BYTES = 262_144
+"""So many at most wait for a client in its system."""
 _TTL_S = 86_400.0
 
 
@@ -35,6 +38,8 @@ class _Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
+        # What a client holds is its own machine's memory: here the server's system would run out of it.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED_BYTES)
         self._protocol.send_request(self._protocol.connect())
         self._write()
 

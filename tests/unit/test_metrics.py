@@ -1,9 +1,13 @@
 """What workers count, after known histories on fakeredis; and how Prometheus sees it."""
 
+import os
+import resource
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
@@ -78,7 +82,22 @@ class TestNumbers:
         )
 
     def test_the_process_itself_is_among_the_figures(self) -> None:
-        assert samples(Registry())["process_cpu_seconds_total"] > 0
+        found = samples(Registry())
+        assert found["process_cpu_seconds_total"] > 0
+        assert 0 <= time.time() - found["process_start_time_seconds"] < 60
+        assert found["process_max_fds"] == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if Path("/proc/self/statm").exists():
+            assert 1_000_000 < found["process_resident_memory_bytes"] < 100_000_000_000
+
+    @pytest.mark.parametrize("more", [0, 300])
+    def test_open_files_are_counted_by_the_system(self, more: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        with ExitStack() as files:
+            for _ in range(more):
+                files.enter_context(open(os.devnull, "rb"))
+            known = Path("/proc/self/fd").exists() and os.stat("/proc/self/fd").st_size
+            expected = len(os.listdir("/proc/self/fd")) - 1 if known else None
+            monkeypatch.setattr(os, "listdir", lambda *_: pytest.fail("a scrape that grows with the sockets"))
+            assert samples(Registry()).get("process_open_fds") == expected
 
     def test_a_scraper_may_ask_for_openmetrics(self) -> None:
         content_type, body = WorkerMetrics("persist").registry.exposition("application/openmetrics-text; version=1.0.0")

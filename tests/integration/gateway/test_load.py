@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imcore import Chat, NewMessage
-from imcore.gateway import catch_up
+from imcore.gateway.options import PAGE_BYTES
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.settings import Settings
@@ -137,6 +137,33 @@ def test_very_many_channels_are_subscribed_to_over_a_small_buffer(tmp_path: Path
         server.stop()
 
 
+@pytest.mark.parametrize("trimmed", [0, 30, 60])
+@pytest.mark.parametrize("page_bytes", [1, 5_000, 70_000, 10_000_000])
+def test_a_page_is_as_large_as_was_asked_for(chat: Chat, page_bytes: int, trimmed: int) -> None:
+    # Given groups whose messages are in Redis, in SQL, or in both
+    long = 2000
+    gids = [f"team{number}" for number in range(3)]
+    for gid in gids:
+        chat.create_group(gid, ["ann", "bob"])
+        sent = say(chat, *(f"{number:02}" + "é" * (long // 2) for number in range(60)), gid=gid)
+        if trimmed:
+            leave_to_sql(chat, sent[trimmed - 1].msgid, gid)
+    with chat.gateway(acks="off", page_bytes=page_bytes) as gateway:
+        gateway.open("bob")
+        pages = []
+        # When one user catches up
+        while sum(map(len, pages)) < 180:
+            events = gateway.poll(5)
+            assert events
+            pages.append([event.message for event in events if isinstance(event, NewMessage)])
+    # Then each page has as much as was asked for, and one text of each group more
+    for gid in gids:
+        got = [message.content[:2] for page in pages for message in page if message.gid == gid]
+        assert got == [f"{number:02}" for number in range(60)]
+    largest = max(sum(len(message.content.encode()) for message in page) for page in pages)
+    assert largest <= page_bytes + 3 * (long + 2)
+
+
 def test_catching_up_takes_bounded_bytes_at_once(chat: Chat, other: Chat, requests: Requests) -> None:
     # Given sessions at places of their own, and long texts
     uids = [f"u{number}" for number in range(40)]
@@ -156,7 +183,7 @@ def test_catching_up_takes_bounded_bytes_at_once(chat: Chat, other: Chat, reques
             got.update(session.uid for event in events for session in event.sessions)
         # Then
         assert got == {uid: 80 - number - 1 for number, uid in enumerate(uids)}
-        assert largest <= catch_up.BYTES_PER_STEP + 40 * 60_003
+        assert largest <= PAGE_BYTES + 40 * 60_003
         assert {cursor.behind for session in sessions for cursor in session.cursors.values()} == {False}
 
 

@@ -73,6 +73,26 @@ def test_a_socket_that_stops_reading_is_closed_and_resumes_without_a_hole(web: W
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("text", ["\x01", "群", '"'])
+def test_who_reads_is_not_closed_however_much_was_missed(web: WebServer, chat: Chat, text: str) -> None:
+    """Four times as much in one group, and in many, as a socket may hold; JSON makes up to six bytes of one."""
+    uid = f"reader-{ord(text)}"
+    gids = [f"missed-{ord(text)}-{number}" for number in range(21)]
+    for number, gid in enumerate(gids):
+        chat.create_group(gid, [uid, "bob"])
+        for _ in range(40 if number == 0 else 2):
+            chat.send(gid, text * 5000, sender_uid="bob")
+
+    async def story() -> None:
+        async with WebClient(web.url, uid) as reader:
+            await reader.connect()
+            await reader.until(lambda: len(reader.notices("message")) == 80 or reader.closed)
+            assert reader.closed is None
+            assert {each["content"] for each in reader.notices("message")} == {text * 5000}
+
+    asyncio.run(story())
+
+
 def test_a_socket_that_is_slow_for_a_moment_misses_nothing(web: WebServer, chat: Chat, gid: str) -> None:
     async def story() -> None:
         async with WebClient(web.url, "ann") as ann:

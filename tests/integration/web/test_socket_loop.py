@@ -1,8 +1,11 @@
 """The socket loop under a real uvicorn, with the `websockets` client and with bare sockets as the other side."""
 
 import asyncio
+import fcntl
 import socket
 import ssl
+import sys
+import termios
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -261,6 +264,18 @@ def test_a_client_that_reads_nothing_is_held_up_alone(echo: Running) -> None:
             end = (end + bare.recv(65_536))[-8:]
     wait_until(lambda: client.losses == 1)
     assert client.rooms[:2] in ([False, True], [False])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what it holds")
+def test_the_system_holds_little_for_a_client_that_reads_nothing(echo: Running) -> None:
+    with closing(echo.raw()):
+        served: Any = echo.client().socket
+        for _ in range(100):
+            echo.hub.run(partial(served.send, Frame(b"x" * MOST_BYTES)))
+        sender = served._transport.get_extra_info("socket")
+        held = int.from_bytes(fcntl.ioctl(sender.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        assert held <= 2 * sockets.UNSENT_BYTES
+        assert echo.hub.run(lambda: served.buffered) > 10 * held  # it was sent all that and more
 
 
 def test_a_client_that_reads_nothing_cannot_keep_its_socket(echo: Running, monkeypatch: pytest.MonkeyPatch) -> None:
