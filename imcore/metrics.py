@@ -128,14 +128,16 @@ def _bound(bound: float) -> str:
     return "+Inf" if bound == float("inf") else str(bound)
 
 
+_BEGAN = time.time()
+
+
 def _process_metrics() -> tuple[CounterMetric | Gauge, ...]:
-    """Return the usual metrics of a process, by the usual names. prometheus-client's own count its open files one by
-    one, which blocks a loop with 10,000 sockets.
+    """Return metrics of the process, by their usual names. prometheus-client's own count its open files one by one,
+    which blocks a loop with 10,000 sockets.
     """
-    began = time.time()
     return (
         CounterMetric("process_cpu_seconds", "CPU time, user and system.", read=time.process_time),
-        Gauge("process_start_time_seconds", "When it began, since 1970.", read=lambda: {(): began}),
+        Gauge("process_start_time_seconds", "When it began, since 1970.", read=lambda: {(): _BEGAN}),
         Gauge("process_resident_memory_bytes", "Memory in use.", read=_resident_bytes),
         Gauge("process_open_fds", "Open file descriptors.", read=_open_files),
         Gauge("process_max_fds", "As many file descriptors may be open.", read=_most_files),
@@ -160,14 +162,15 @@ def _open_files() -> Mapping[Labels, float]:
 
 
 def _most_files() -> Mapping[Labels, float]:
-    return {(): os.sysconf("SC_OPEN_MAX")}
+    most = os.sysconf("SC_OPEN_MAX")
+    return {(): most} if most > 0 else {}
 
 
 class Registry:
-    """The metrics of one process, those of the process itself among them, and their exposition."""
+    """The metrics of one process, and their exposition."""
 
     def __init__(self) -> None:
-        self._metrics: list[CounterMetric | Gauge | Histogram] = [*_process_metrics()]
+        self._metrics: list[CounterMetric | Gauge | Histogram] = []
         self._collectors: CollectorRegistry | None = None
 
     def add(self, *metrics: CounterMetric | Gauge | Histogram) -> None:
@@ -178,7 +181,7 @@ class Registry:
         return (metric.metric() for metric in self._metrics)
 
     def collectors(self) -> "CollectorRegistry":
-        """Return a registry of prometheus-client with these metrics.
+        """Return a registry of prometheus-client with these metrics and those of the process: CPU, memory, descriptors.
 
         Raise ConfigurationError if prometheus-client is not installed.
         """
@@ -191,6 +194,9 @@ class Registry:
                 ) from error
             self._collectors = CollectorRegistry(auto_describe=False)
             self._collectors.register(self)
+            process = Registry()
+            process.add(*_process_metrics())
+            self._collectors.register(process)
         return self._collectors
 
     def exposition(self, accept: str = "") -> tuple[str, bytes]:

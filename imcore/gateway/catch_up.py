@@ -22,6 +22,8 @@ from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Clock, ThrottledLog
 
 CURSORS_PER_STEP = 64
+CURSOR_BYTES = 65_536
+"""A step pulls for no more cursors than have so much each."""
 SESSIONS_PER_STEP = 64
 
 _BYTES_BESIDE_TEXT = 128
@@ -49,8 +51,9 @@ class CatchUp:
     _clock: Clock
 
     def __post_init__(self) -> None:
+        cursors = max(1, min(CURSORS_PER_STEP, self._page_bytes // CURSOR_BYTES))
         missed, unknown = "what some have missed has to wait: %s", "what groups some are in has to wait: %s"
-        self.behind = DelayQueue(self._pull_for, missed, self._log, self._clock, limit=CURSORS_PER_STEP)
+        self.behind = DelayQueue(self._pull_for, missed, self._log, self._clock, limit=cursors)
         self.to_resync = DelayQueue(self._resync, unknown, self._log, self._clock, limit=SESSIONS_PER_STEP)
 
     def follow(self, session: Session, gid: str) -> None:

@@ -28,8 +28,8 @@ PAGE = 500
 PAGE_BYTES = 1 << 20
 """The most bytes of text that one call answers: they take the server some milliseconds."""
 
-SQL_PAGE = 100
-"""The most messages that SQL answers at once for a pull: it does not count bytes."""
+SQL_PAGE, SQL_TEXT_BYTES = 100, 2048
+"""The most messages that SQL answers at once for a pull. It does not count bytes: few texts are longer than this."""
 
 
 # What operations query of the database, by name. Msgids are packed, and messages come oldest first.
@@ -205,7 +205,7 @@ def page(space: Keyspace, gid: str, pulled: PullResult, most: int, most_bytes: i
     """
     if pulled.start >= pulled.trimmed:
         return MessagePage(pulled.messages, pulled.more)
-    limit = min(most, SQL_PAGE)
+    limit = min(most, SQL_PAGE, 1 + most_bytes // SQL_TEXT_BYTES)
     try:
         rows = yield from MessagesAfter(gid, pulled.start, pulled.trimmed, limit)
     except ImError as error:

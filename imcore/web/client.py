@@ -61,7 +61,7 @@ class Client:
         self._held_bytes = 0
         self._most_held_bytes = settings.max_buffered_bytes // 4
         self._is_slow = self._is_paused = False
-        """Whether the socket has no room, and whether the session is paused."""
+        """Whether much waits for the socket, and whether the session is paused."""
         self._in_order, self._side_by_side = Lane(1, MOST_WAITING), Lane(SIDE_BY_SIDE, MOST_WAITING)
         self._rate = RateLimit(settings.calls_per_s, settings.calls_burst)
         self._acks_admitted = 0
@@ -102,6 +102,7 @@ class Client:
         """Note whether the socket has room: False above its high-water mark, True below its low-water mark."""
         if not self._is_closed:
             self._out.writable(has_room)
+            self._hold_calls(not self._out.has_room)  # what they answer would wait here
 
     def lost(self) -> None:
         """Note that the socket is gone. Calls that change something go on; a session acks what it was told."""
@@ -131,6 +132,7 @@ class Client:
 
     async def finish(self) -> None:
         """Wait for the calls in hand."""
+        self._hold_calls(False)
         await asyncio.gather(self._in_order.ended(), self._side_by_side.ended())
 
     # Connecting.
@@ -245,7 +247,7 @@ class Client:
         except Exception as error:
             answer = jsonrpc.failure(self.hub.fault(request.method, error), request.id)
         if not request.is_notification and not self._is_closed:
-            self._out.send(Frame(answer))
+            self._out.send(Frame(answer), is_answer=True)
         if request.method == "connect" and self.session and self._held is not None:
             self._release()
 
@@ -290,12 +292,16 @@ class Client:
 
     # The end.
 
+    def _hold_calls(self, are_held: bool) -> None:
+        self._in_order.hold(are_held)
+        self._side_by_side.hold(are_held)
+
     def _slow(self, is_slow: bool) -> None:
         self._is_slow = is_slow
         self._pause_or_resume()
 
     def _pause_or_resume(self) -> None:
-        """Let no more come while the socket has no room, or much waits for the answer to `connect`."""
+        """Let no more come while much waits for the socket, or for the answer to `connect`."""
         has_to_wait = self._is_slow or self._held_bytes > self._most_held_bytes
         if self.session and has_to_wait != self._is_paused and not self._is_closed:
             self._is_paused = has_to_wait
@@ -320,6 +326,7 @@ class Client:
         self._stop_deadline()
         self._expiry.stop()
         self._out.stop()
+        self._hold_calls(False)
         self._held = None
         if self.session:
             self.hub.end(self.session)

@@ -56,8 +56,9 @@ class Socket(Protocol):
 class SendQueue:
     """Frames for a socket. Those that the socket has no room for wait here.
 
-    Call `on_slow(True)` when it has no room, `on_slow(False)` once nothing waits any more, and `on_stuck()` if it holds
-    more than `most_bytes`, or if it has taken nothing for `patience_s`.
+    Call `on_slow(True)` when a quarter of `most_bytes` waits, `on_slow(False)` once nothing waits any more, and
+    `on_stuck()` if more than `most_bytes` wait, or if the socket has taken nothing for `patience_s`. Answers are not
+    counted: whoever calls bounds them, and a client that reads may ask for a large one.
     """
 
     def __init__(
@@ -73,43 +74,46 @@ class SendQueue:
         self._patience_s = patience_s
         self._on_slow = on_slow
         self._on_stuck = on_stuck
-        self._waiting: deque[Frame] = deque()
+        self._waiting: deque[tuple[Frame, int]] = deque()
+        """Frames, and how much each counts."""
         self._waiting_bytes = 0
+        self._is_slow = False
         self._given_bytes = 0
         """Of all frames, to the socket."""
-        self._has_room = True
+        self.has_room = True
         self._timer: asyncio.TimerHandle | None = None
 
-    @property
-    def held(self) -> int:
-        """The bytes that wait, here and in the socket."""
-        return self._waiting_bytes + self._socket.buffered
-
-    def send(self, frame: Frame) -> None:
-        if self._has_room and not self._waiting:
+    def send(self, frame: Frame, *, is_answer: bool = False) -> None:
+        if self.has_room and not self._waiting:
             self._give(frame)
             return
-        if self.held > self._most_bytes:
+        if self._waiting_bytes > self._most_bytes:
             self._on_stuck()
             return
-        self._waiting.append(frame)
-        self._waiting_bytes += len(frame.text)
+        size = 0 if is_answer else len(frame.text)
+        self._waiting.append((frame, size))
+        self._waiting_bytes += size
+        if self._waiting_bytes > self._most_bytes // 4 and not self._is_slow:
+            self._is_slow = True
+            self._on_slow(True)
 
     def writable(self, has_room: bool) -> None:
         """Note whether the socket has room again."""
-        if has_room == self._has_room:
+        if has_room == self.has_room:
             return
-        self._has_room = has_room
-        while self._has_room and self._waiting:
-            frame = self._waiting.popleft()
-            self._waiting_bytes -= len(frame.text)
+        self.has_room = has_room
+        while self.has_room and self._waiting:
+            frame, size = self._waiting.popleft()
+            self._waiting_bytes -= size
             self._give(frame)  # the socket may say at once that there is no room any more
-        if self._has_room:
-            self._stop_timer()
+        if not self.has_room:
+            if self._timer is None:
+                self._watch()
+            return
+        self._stop_timer()
+        if self._is_slow:
+            self._is_slow = False
             self._on_slow(False)
-        elif self._timer is None:
-            self._watch()
-            self._on_slow(True)
 
     def stop(self) -> None:
         """Drop what waits."""
@@ -150,6 +154,7 @@ class Lane:
         self._most_waiting = most_waiting
         self._waiting: deque[Job] = deque()
         self._running: set[asyncio.Task[None]] = set()
+        self._is_held = False
 
     @property
     def is_idle(self) -> bool:
@@ -157,13 +162,19 @@ class Lane:
 
     def add(self, job: Job) -> bool:
         """Run a job, which raises nothing, as soon as others before it have ended. Return False if too many wait."""
-        if len(self._running) < self._width:
+        if len(self._running) < self._width and not self._is_held:
             self._start(job)
         elif len(self._waiting) < self._most_waiting:
             self._waiting.append(job)
         else:
             return False
         return True
+
+    def hold(self, is_held: bool) -> None:
+        """Let no further job begin; with False, let those that wait begin again."""
+        self._is_held = is_held
+        while self._waiting and not is_held and len(self._running) < self._width:
+            self._start(self._waiting.popleft())
 
     def stop(self) -> None:
         """Cancel all jobs."""
@@ -183,12 +194,12 @@ class Lane:
 
     async def _run(self, job: Job) -> None:
         await job()
-        while self._waiting:
+        while self._waiting and not self._is_held:
             await self._waiting.popleft()()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        if self._waiting:  # added after the task had ended, and before the loop called this
+        if self._waiting and not self._is_held:  # added after the task had ended, and before the loop called this
             self._start(self._waiting.popleft())
 
 

@@ -105,7 +105,7 @@ class Hub:
                 self._gateway = self._chat.gateway(
                     acks="client",
                     ack_interval_s=ACK_INTERVAL_S,
-                    page_bytes=self.settings.max_buffered_bytes // PAGES_BUFFERED,
+                    page_bytes=max(1, self.settings.max_buffered_bytes // PAGES_BUFFERED),
                 )
                 self._pump = asyncio.create_task(deliver(self._gateway, self.metrics))
                 self._run(self._open_database(self._chat))

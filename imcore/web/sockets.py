@@ -209,7 +209,7 @@ class SocketProtocol(asyncio.Protocol):
 
 def _hold_little(system_socket: system_sockets.socket) -> None:
     if _UNSENT is not None:
-        with suppress(OSError):  # it is gone already
+        with suppress(OSError):  # it is gone already, or the system does not know this
             system_socket.setsockopt(system_sockets.IPPROTO_TCP, _UNSENT, UNSENT_BYTES)
 
 

@@ -84,7 +84,7 @@ class TestNumbers:
     def test_the_process_itself_is_among_the_figures(self) -> None:
         found = samples(Registry())
         assert found["process_cpu_seconds_total"] > 0
-        assert 0 <= time.time() - found["process_start_time_seconds"] < 60
+        assert 0 <= time.time() - found["process_start_time_seconds"] < 3600
         assert found["process_max_fds"] == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if Path("/proc/self/statm").exists():
             assert 1_000_000 < found["process_resident_memory_bytes"] < 100_000_000_000

@@ -164,6 +164,26 @@ def test_a_page_is_as_large_as_was_asked_for(chat: Chat, page_bytes: int, trimme
     assert largest <= page_bytes + 3 * (long + 2)
 
 
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_who_has_missed_much_does_not_keep_others_waiting(chat: Chat, trimmed: bool) -> None:
+    uids = [f"u{number}" for number in range(24)]
+    for uid in uids:
+        chat.create_group(f"team-{uid}", ["ann", uid])
+        sent = say(chat, *["x" * 60_000] * 12, gid=f"team-{uid}")
+        if trimmed:
+            leave_to_sql(chat, sent[-1].msgid, f"team-{uid}")
+    with chat.gateway(acks="off", page_bytes=400_000) as gateway:
+        for uid in uids:
+            gateway.open(uid)
+        got: Counter[str] = Counter()
+        most_ahead = 0
+        while sum(got.values()) < 24 * 12:
+            events = gateway.poll(5)
+            got.update(session.uid for event in events for session in event.sessions)
+            most_ahead = max(most_ahead, max(got.values()) - min(got[uid] for uid in uids))
+    assert most_ahead <= 2
+
+
 def test_catching_up_takes_bounded_bytes_at_once(chat: Chat, other: Chat, requests: Requests) -> None:
     # Given sessions at places of their own, and long texts
     uids = [f"u{number}" for number in range(40)]

@@ -332,16 +332,35 @@ class TestNotifications:
 
 
 class TestSlowSockets:
-    def test_a_socket_without_room_is_paused_and_goes_on_in_order(self) -> None:
+    @pytest.mark.parametrize(("most_bytes", "calls"), [(2_000, ["pause", "resume"]), (100_000, [])])
+    def test_what_waits_goes_on_in_order_and_much_of_it_pauses_the_session(
+        self, most_bytes: int, calls: list[str]
+    ) -> None:
         async def story(setup: Setup) -> None:
             socket = await setup.connected()
             socket.is_full = True
             await setup.push(*(news(setup, str(number)) for number in range(5)))
             assert [each["params"]["content"] for each in socket.sent] == ["0"]
-            assert setup.gateway.calls == [("pause", "ann")]
+            assert setup.gateway.calls == [(call, "ann") for call in calls[:1]]
             socket.drain()
             assert [each["params"]["content"] for each in socket.sent] == ["0", "1", "2", "3", "4"]
-            assert setup.gateway.calls == [("pause", "ann"), ("resume", "ann")]
+            assert setup.gateway.calls == [(call, "ann") for call in calls]
+
+        with_setup(story, max_buffered_bytes=most_bytes)
+
+    def test_calls_wait_while_their_answers_would(self) -> None:
+        async def story(setup: Setup) -> None:
+            socket = await setup.connected()
+            socket.is_full = True
+            await setup.ask(socket, request("group", 1, gid="team"))
+            assert socket.client
+            for number in range(2, 20):
+                socket.client.received(request("group" if number % 3 else "send", number, gid="team", content="x"))
+                await asyncio.sleep(0.001)
+            assert setup.chat.log == [("group", "team")]
+            socket.drain()
+            await setup.ask(socket)
+            assert sorted(each["id"] for each in socket.sent) == list(range(1, 20))
 
         with_setup(story)
 

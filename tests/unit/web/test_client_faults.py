@@ -111,15 +111,19 @@ def test_a_session_is_paused_while_much_waits_for_the_answer_of_connect() -> Non
     with_setup(story, max_buffered_bytes=40_000)
 
 
-def test_a_socket_that_was_full_before_its_session_began_is_paused() -> None:
+def test_a_session_begins_once_its_socket_has_room() -> None:
     async def story(setup: Setup) -> None:
         socket = setup.client(bearer())
         await setup.ask(socket)
         socket.is_full = True
-        await setup.ask(socket, request("group", 1, gid="team"), request("connect", 2))
-        assert setup.gateway.calls == [("pause", "ann")]
+        await setup.ask(socket, request("group", 1, gid="team"))
+        assert socket.client
+        socket.client.received(request("connect", 2))
+        await asyncio.sleep(0.01)
+        assert socket.client.session is None
         socket.drain()
-        assert setup.gateway.calls == [("pause", "ann"), ("resume", "ann")]
+        await setup.ask(socket)
+        assert [each["id"] for each in socket.sent] == [1, 2]
 
     with_setup(story)
 

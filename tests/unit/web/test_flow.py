@@ -44,11 +44,27 @@ class TestRates:
         assert rates.take("ann")
 
 
+async def turns(number: int) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
 class TestLanes:
+    @pytest.mark.parametrize("is_held_at_times", [False, True])
     @pytest.mark.parametrize("width", [1, 2, 3])
-    def test_whenever_a_job_comes_it_begins_once_and_in_a_lane_of_one_in_its_turn(self, width: int) -> None:
+    def test_whenever_a_job_comes_it_begins_once_and_in_a_lane_of_one_in_its_turn(
+        self, width: int, is_held_at_times: bool
+    ) -> None:
         """Also in the moment between the end of a task and what the loop calls then."""
         chance = random.Random(width)
+
+        async def hold(lane: Lane, begun: list[int]) -> None:
+            lane.hold(True)
+            await turns(5)  # those that have been started begin
+            before = len(begun)
+            await turns(chance.randrange(5))
+            assert len(begun) == before
+            lane.hold(False)
 
         async def story() -> None:
             loop, lane, added, begun = asyncio.get_running_loop(), Lane(width, 1000), count(), []
@@ -72,6 +88,8 @@ class TestLanes:
             async with asyncio.timeout(10):
                 while len(begun) < 300:
                     await asyncio.sleep(0)
+                    if is_held_at_times and chance.random() < 0.2:
+                        await hold(lane, begun)
             await lane.ended()
             assert (begun if width == 1 else sorted(begun)) == list(range(len(begun)))
 
@@ -182,6 +200,26 @@ class DrainingSocket:
     def drain(self) -> None:
         self.buffered = 0
         self.queue.writable(True)
+
+
+def test_an_answer_may_be_larger_than_all_that_may_wait() -> None:
+    async def story() -> None:
+        socket, slow, stuck = DrainingSocket(), [], []
+        socket.queue = queue = SendQueue(socket, 10_000, 60, slow.append, lambda: stuck.append(True))
+        for _ in range(3):
+            queue.send(Frame(b"x" * 50_000), is_answer=True)
+        for _ in range(10):
+            queue.send(Frame(b"x" * 1000))
+        assert (slow, stuck) == ([True], [])
+        for _ in range(20):
+            socket.drain()
+        assert (slow, stuck) == ([True, False], [])
+        for _ in range(15):
+            queue.send(Frame(b"x" * 1000))
+        assert stuck
+        queue.stop()
+
+    asyncio.run(story())
 
 
 class TestPatience:
