@@ -28,8 +28,10 @@ PAGE = 500
 PAGE_BYTES = 1 << 20
 """The most bytes of text that one call answers: they take the server some milliseconds."""
 
-SQL_PAGE, SQL_TEXT_BYTES = 100, 2048
-"""The most messages that SQL answers at once for a pull. It does not count bytes: few texts are longer than this."""
+SQL_PAGE = 100
+"""The most messages that SQL answers at once for a pull: it does not count bytes."""
+SQL_TEXT_BYTES = 2048
+"""Few texts are longer."""
 
 
 # What operations query of the database, by name. Msgids are packed, and messages come oldest first.

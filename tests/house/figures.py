@@ -30,7 +30,7 @@ AIMS = {
 """What each figure is to be at most."""
 
 REACHED = {
-    "product lines, Python and Lua": 35_300,
+    "product lines, Python and Lua": 35_350,
     "longest chain of imports between files of imcore": 19,
     "classes between `im send` and the sender's receipt": 111,
     "files between `im send` and the sender's receipt": 40,
@@ -38,7 +38,7 @@ REACHED = {
 }
 """What is reached where an aim is missed: the tests let no figure grow again.
 
-The aims are of the house without its network side, which brought 8,400 lines: asyncio, sessions that a socket can live
+The aims are of the house without its network side, which brought 8,450 lines: asyncio, sessions that a socket can live
 with, history, the server with its protocol, metrics and health.
 """
 
