@@ -147,6 +147,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "tag": st.none() | texts | wrong_types,
     "resume_points": resume_points,
     "ack_every": odd(st.integers(1, 3), st.sampled_from([0, -1, 2**70, None, "1", 1.5])),
+    "page_bytes": odd(st.integers(1, 10_000), st.sampled_from([0, -1, 2**70, None, "1", 1.5])),
     "ack_interval_s": intervals,
     "clean": st.booleans(),
     "timeout_s": odd(seconds, st.sampled_from([float("nan"), -float("inf")])),
