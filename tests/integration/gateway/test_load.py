@@ -153,7 +153,7 @@ def test_a_page_is_as_large_as_was_asked_for(chat: Chat, page_bytes: int, trimme
         pages = []
         # When one user catches up
         while sum(map(len, pages)) < 180:
-            events = gateway.poll(5)
+            events = gateway.poll(30)
             assert events
             pages.append([event.message for event in events if isinstance(event, NewMessage)])
     # Then each page has as much as was asked for, and one text of each group more
