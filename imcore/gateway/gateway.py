@@ -92,7 +92,7 @@ class Gateway:
         most: int | None = None,
         tag: Any = None,
     ) -> Session:
-        """Begin a session. `session.starts` says for each group where it begins, the offset, and the unread count.
+        """Begin a session. `session.starts` has for each group its beginning, the offset and the unread count.
 
         `start` says where: "unread" after the user's offset, "live" after the newest message, "join" where the user
         joined. `after` says it for some groups, by gid, as the msgid up to which the client has the group, "0-0" for

@@ -220,7 +220,7 @@ def page(space: Keyspace, gid: str, pulled: PullResult, most: int, most_bytes: i
 
 
 def _within(messages: Sequence[Message], most_bytes: int) -> int:
-    """Return how many of the first messages have at most so many bytes together."""
+    """Count the first messages that have at most `most_bytes` together."""
     return sum(size <= most_bytes for size in accumulate(map(bytes_of, messages)))
 
 

@@ -51,7 +51,7 @@ class RedisClient:
         self.address = address(url) if url else "Redis"
         self.is_cluster = not isinstance(client, Redis)
         self.departures = 0
-        """How often a server turned out to be a primary no more: connections from before may lead to a replica."""
+        """How often a server was no primary any more. Connections from before may lead to a replica."""
         self._has_functions = False
         self._wanted_partitions = partitions
         self.new_partitions = DEFAULT_PARTITIONS

@@ -121,7 +121,7 @@ def _fields(answer: Any) -> dict[str, Any]:
 
 
 class _Backlog:
-    """What one kind of worker has not done of one journal, while it is counted."""
+    """The entries of one journal that one kind of worker has not done. This class counts them."""
 
     def __init__(self, partition: int, journal: str, group: dict[str, Any]) -> None:
         self.partition = partition

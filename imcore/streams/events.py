@@ -85,7 +85,7 @@ KIND_NAMES: Mapping[type, str] = {
     Confirmed: "confirmed",
     Malformed: "malformed",
 }
-"""What the kinds are called in metrics, where names must last."""
+"""The names of the kinds in metrics. These names do not change."""
 
 Event = Created | SpanBegun | SpanEnded | Sent | Acked | Confirmed | Malformed
 

@@ -24,10 +24,10 @@ _WHAT_TO_DO = "start a worker of this imcore, or run `im db upgrade`"
 
 
 class Library:
-    """The functions of one server, or of all primaries of a cluster.
+    """The Lua library of one server, or of all primaries of a cluster.
 
-    A caller that only reads never loads them. A caller that writes loads them where there are none at all. Older ones
-    are replaced only if `upgrades` is set: by a worker, or by an operator who means it.
+    A caller that only reads never loads it. A caller that writes loads it where there is none at all. An older one
+    is replaced only if `upgrades` is set: by a worker, or by an operator who means it.
     """
 
     def __init__(self, client: redis.Redis | RedisCluster, where: str) -> None:

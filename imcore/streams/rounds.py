@@ -38,7 +38,7 @@ _WAIT_S = 0.05
 
 
 class Send(NamedTuple):
-    """Send commands to servers, to all of them before any answer is read. Answered by an `Answered` for each server.
+    """Send commands to all servers before any answer is read. The answer has an `Answered` for each server.
 
     An error that is none of LOST is raised.
     """

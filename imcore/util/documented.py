@@ -1,4 +1,4 @@
-"""Docstrings that stand once: the methods of an asyncio class say what those of the synchronous class say."""
+"""Docstrings that stand once. The methods of an asyncio class take those of the synchronous class."""
 
 from collections.abc import Callable
 from typing import TypeVar

@@ -25,7 +25,7 @@ MOST_BYTES_IN_FLIGHT = 4 << 20
 """Commands beyond it wait here until the server has answered earlier ones."""
 
 _AT_ONCE = 64 << 10
-"""As soon as so many bytes wait, they are sent. The server runs them while the next commands are packed."""
+"""A connection sends its commands once so many bytes wait. The server runs them while the next ones are packed."""
 
 _NOT_NOW = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _READ_BYTES = 64 << 10

@@ -59,7 +59,7 @@ def notify(space: Keyspace, gid: str, uids: Sequence[str], *, is_last: bool) -> 
 
 
 def undo(space: Keyspace, gid: str, uids: Sequence[str], *, is_repair: bool = False) -> Call[bool]:
-    """Remove members from an abandoned creation. A repair may remove them from any creation. Without uids, end it.
+    """Remove members from an abandoned creation, or end it if no uids are given. A repair may do so with any creation.
 
     Answers False if there is none.
     """

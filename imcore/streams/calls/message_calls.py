@@ -164,7 +164,7 @@ def pull(
     most_bytes: int,
     newest: int | None = None,
 ) -> Call[PullResult]:
-    """Ask for unacked messages of members: after a shared position or, for a single member, after their offset.
+    """Ask for unacked messages of members. `after` is their shared position. A single member may have None: the offset.
 
     At most `count` messages, and `most_bytes` of text, exceeded by the first message only. With `newest`, all messages
     but so many of the newest are left out.
