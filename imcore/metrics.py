@@ -137,10 +137,10 @@ def _process_metrics() -> tuple[CounterMetric | Gauge, ...]:
     """
     return (
         CounterMetric("process_cpu_seconds", "CPU time, user and system.", read=time.process_time),
-        Gauge("process_start_time_seconds", "When it began, since 1970.", read=lambda: {(): _BEGAN}),
+        Gauge("process_start_time_seconds", "Start of the process, in seconds since 1970.", read=lambda: {(): _BEGAN}),
         Gauge("process_resident_memory_bytes", "Memory in use.", read=_resident_bytes),
         Gauge("process_open_fds", "Open file descriptors.", read=_open_files),
-        Gauge("process_max_fds", "As many file descriptors may be open.", read=_most_files),
+        Gauge("process_max_fds", "Limit of open file descriptors.", read=_most_files),
     )
 
 

@@ -23,7 +23,7 @@ from imcore.util.backoff import Clock, ThrottledLog
 
 CURSORS_PER_STEP = 64
 CURSOR_BYTES = 65_536
-"""A step pulls for no more cursors than have so much each."""
+"""Each cursor of a step may pull so much, or the step pulls for fewer."""
 SESSIONS_PER_STEP = 64
 
 _BYTES_BESIDE_TEXT = 128

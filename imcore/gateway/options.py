@@ -20,8 +20,8 @@ class SessionOptions(TypedDict, total=False):
     page_bytes: int
 
 
-PAGE_BYTES = 4 << 20
-"""All of it is in memory at once."""
+DEFAULT_PAGE_BYTES = 4 << 20
+"""More than one page from Redis has: a gateway pulls for many sessions at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class GatewayOptions:
     ack_interval_s: float = 1.0
     acks: AckMode = "auto"
     receipts: ReceiptMode = "push"
-    page_bytes: int = PAGE_BYTES
+    page_bytes: int = DEFAULT_PAGE_BYTES
 
     def __post_init__(self) -> None:
         check_count(self.ack_every, "ack_every")

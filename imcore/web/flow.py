@@ -75,7 +75,7 @@ class SendQueue:
         self._on_slow = on_slow
         self._on_stuck = on_stuck
         self._waiting: deque[tuple[Frame, int]] = deque()
-        """Frames, and how much each counts."""
+        """Frames, and how many bytes each counts as."""
         self._waiting_bytes = 0
         self._is_slow = False
         self._given_bytes = 0

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 ACK_INTERVAL_S = 0.1
 """Acks are folded for so long: people see a tick within half a second, the workers' window included."""
 PAGES_BUFFERED = 10
-"""So many pages of missed texts a socket may hold: JSON makes up to six bytes of one."""
+"""A socket may hold so many pages of missed texts. JSON makes up to six bytes of one."""
 HTTP_CALLS = 1000
 """Calls by HTTP that are in hand at once."""
 SOCKETS_S = 2.0

@@ -28,7 +28,7 @@ class WebSettings:
     max_frame_bytes: int = 262_144
     """The size of what a client sends at once: a frame, or the body of a request."""
     max_buffered_bytes: int = 8_388_608
-    """What is held for a socket that does not take it. A page of missed texts has a tenth of that."""
+    """What is held for a socket that does not take it. A page of missed texts has at most a tenth of that."""
     patience_ms: int = 30_000
     """How long a socket may take nothing."""
     calls_per_s: int = 200

@@ -30,7 +30,7 @@ GATHER_S = 0.004
 HIGH_WATER_BYTES = 65_536
 LOW_WATER_BYTES = 16_384
 UNSENT_BYTES = 131_072
-"""Of a socket, in the system. It would hold megabytes for each client that does not read, and slow down for all."""
+"""The system holds at most so much of a socket unsent. Megabytes for each client that does not read slow it down."""
 _UNSENT = getattr(system_sockets, "TCP_NOTSENT_LOWAT", None)
 
 LINGER_S = 5.0

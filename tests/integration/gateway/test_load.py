@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imcore import Chat, NewMessage
-from imcore.gateway.options import PAGE_BYTES
+from imcore.gateway.options import DEFAULT_PAGE_BYTES
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.settings import Settings
@@ -203,7 +203,7 @@ def test_catching_up_takes_bounded_bytes_at_once(chat: Chat, other: Chat, reques
             got.update(session.uid for event in events for session in event.sessions)
         # Then
         assert got == {uid: 80 - number - 1 for number, uid in enumerate(uids)}
-        assert largest <= PAGE_BYTES + 40 * 60_003
+        assert largest <= DEFAULT_PAGE_BYTES + 40 * 60_003
         assert {cursor.behind for session in sessions for cursor in session.cursors.values()} == {False}
 
 
