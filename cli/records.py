@@ -22,12 +22,12 @@ SENTENCES = {"state", "what", "redis", "sql", "reason"}
 """The keys of records whose texts may quote names."""
 
 MESSAGE_COLUMNS = ("msgid", "time", "gid", "sender_uid", "content")
-TALLY_COLUMNS = ("msgid", "time", "sender_uid", "read", "unread", "content")
+TALLY_COLUMNS = ("msgid", "time", "sender_uid", "read", "unread", "delivered", "content")
 GROUP_COLUMNS = ("gid", "members", "messages", "last_msgid")
 MEMBER_COLUMNS = ("uid", "last_ack_msgid", "unread", "online")
 ACK_COLUMNS = ("gid", "uid", "last_ack_msgid", "advanced")
 READER_COLUMNS = ("uid", "read", "read_at")
-RECEIPT_COLUMNS = ("gid", "msgid", "read", "unread")
+RECEIPT_COLUMNS = ("gid", "msgid", "read", "unread", "delivered")
 UNREAD_COLUMNS = ("gid", "unread")
 LOG_COLUMNS = ("gid", "time", "sender_uid", "content", "state")
 

@@ -91,6 +91,9 @@ class AsyncChat:
     history = _awaited(Chat.history)
     ack = _awaited(Chat.ack)
     ack_many = _awaited(Chat.ack_many)
+    delivered = _awaited(Chat.delivered)
+    mark_unread = _awaited(Chat.mark_unread)
+    unmark = _awaited(Chat.unmark)
     unread = _awaited(Chat.unread)
 
     status = _awaited(Chat.status)

@@ -11,6 +11,7 @@ from imcore.gateway.options import SessionOptions
 from imcore.gateway.request import StartMode
 from imcore.model.values import (
     Ack,
+    Delivery,
     Draft,
     Group,
     HistoryPage,
@@ -22,7 +23,7 @@ from imcore.model.values import (
     Tally,
     Unread,
 )
-from imcore.operations import groups, history, messages, queries, sessions, tallies
+from imcore.operations import groups, history, messages, positions, queries, sessions, tallies
 from imcore.operations.performer import Performer
 from imcore.settings import Settings
 from imcore.system import System
@@ -139,12 +140,14 @@ class Chat:
         """
         return self.performer.perform(messages.send_many(self.system.settings, gid, drafts))
 
-    def ack_many(self, gid: str, acks: Iterable[tuple[str, str | None]]) -> list[Ack | ImError]:
+    def ack_many(
+        self, gid: str, acks: Iterable[tuple[str, str | None]], *, private: bool = False
+    ) -> list[Ack | ImError]:
         """Do many acks, each a uid and a msgid (None: the newest), in a call for each msgid.
 
         Return for each what `ack` returns, or the error that it would raise. Raise InvalidInput before any is done.
         """
-        return self.performer.perform(messages.ack_many(gid, acks))
+        return self.performer.perform(positions.ack_many(gid, acks, private=private))
 
     def recall(self, gid: str, msgid: str, *, by: str, admin: bool = False) -> Message:
         """Recall a message: its content is deleted, and it is unread for nobody. Return the tombstone that members get.
@@ -208,16 +211,40 @@ class Chat:
         """Return a uid unchanged. Raise UnknownUser for one who is in no group."""
         return self.performer.perform(groups.known_user(uid))
 
-    def ack(self, uid: str, gid: str, msgid: str | None = None) -> Ack:
+    def ack(self, uid: str, gid: str, msgid: str | None = None, *, private: bool = False) -> Ack:
         """Confirm everything up to a message, the newest if none is given. An older ack than before changes nothing.
 
-        Raise NotMember; UnknownMessage for a msgid that is not of this group.
+        An ack at or past a mark of `mark_unread` removes the mark. With `private` it is for the user alone: less is
+        unread, and a session or a pull begins after it, but the offset stays and nobody else can tell. `advanced` then
+        says whether less is unread. A later ack that is not private takes the offset along. Raise NotMember;
+        UnknownMessage for a msgid that is not of this group.
         """
-        return self.performer.perform(messages.ack(uid, gid, msgid))
+        return self.performer.perform(positions.ack(uid, gid, msgid, private=private))
+
+    def delivered(self, uid: str, gid: str, msgid: str) -> Delivery:
+        """Note that one message has arrived at a user's client without its app, as a push notification does.
+
+        Where a message of others before it has not arrived yet, nothing moves. Return the position up to which all has
+        arrived. Messages that Redis has trimmed count as not arrived. A gateway notes by itself what arrives at its
+        sessions. Raise NotMember; UnknownMessage for a msgid that is not of this group.
+        """
+        return self.performer.perform(positions.delivered(uid, gid, msgid))
+
+    def mark_unread(self, uid: str, gid: str, msgid: str) -> Unread:
+        """Mark a message and all later ones unread, for the user alone. Return what is unread then.
+
+        It is one of the newest 100 messages of the group, said since they joined, and no tombstone. Receipts stay: the
+        message was read. Raise NotMember, UnknownMessage, InvalidInput.
+        """
+        return self.performer.perform(positions.mark_unread(uid, gid, msgid))
+
+    def unmark(self, uid: str, gid: str) -> Unread:
+        """Remove the user's mark of a group, if there is one. Return what is unread then. Raise NotMember."""
+        return self.performer.perform(positions.unmark(uid, gid))
 
     def unread(self, uid: str) -> list[Unread]:
         """Return what a user has not read in each of their groups, by gid; own messages do not count."""
-        return self.performer.perform(groups.unread(uid))
+        return self.performer.perform(positions.unread(uid))
 
     def status(self, gid: str, *, limit: int = 20) -> list[MessageTally]:
         """Return the tallies of the newest messages (0: of all), oldest first."""

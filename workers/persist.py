@@ -16,12 +16,23 @@ from imcore import msgid as msgids
 from imcore.admin import append_only
 from imcore.errors import DatabaseRejected, DatabaseUnavailable, ImError
 from imcore.metrics import WorkerMetrics
-from imcore.model.rows import Batch, ConfirmRow, GroupRow, MoveRow, SpanRow, WatermarkRow
+from imcore.model.rows import Batch, BookmarkRow, ConfirmRow, GroupRow, MoveRow, SpanRow, WatermarkRow
 from imcore.msgid import NONE
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
-from imcore.streams.events import Acked, Confirmed, Created, Entry, Malformed, Sent, SpanBegun, SpanEnded
+from imcore.streams.events import (
+    Acked,
+    BookmarksSet,
+    Confirmed,
+    Created,
+    Delivered,
+    Entry,
+    Malformed,
+    Sent,
+    SpanBegun,
+    SpanEnded,
+)
 from imcore.streams.journal import Journal
 from imcore.workers.fetch import StoredMessage, WorkItem, fetch, member_counts, member_pages
 
@@ -42,8 +53,8 @@ Spans = tuple[str, int, tuple[str, ...]]
 """Spans of one group (gid) that began at one message (joined), by uid. A gateway's sessions ack together, so most
 entries name the same uids together."""
 
-Offsets = dict[Spans, int]
-"""The newest message that spans have acked. Msgids are packed."""
+Positions = dict[Spans, int]
+"""The newest message that spans have acked, or that has arrived for them. Msgids are packed."""
 
 
 class Persist:
@@ -176,36 +187,54 @@ def _recalled(items: Sequence[WorkItem]) -> list[tuple[str, int]]:
 
 
 def batch_of(items: Sequence[WorkItem]) -> Batch:
-    """Return the rows that items make; of several offsets of one span only the newest."""
+    """Return the rows that items make; of several positions of one span only the newest."""
     batch = Batch()
-    offsets: Offsets = {}
+    offsets: Positions = {}
+    delivered: Positions = {}
     for item in items:
-        _add_rows(item, batch, offsets)
-    for (gid, joined, uids), to in offsets.items():
-        batch.spans += (SpanRow(gid, uid, joined, None, 0, to) for uid in uids)
+        event = item.entry.event
+        if isinstance(event, Sent):
+            _add_messages(item.messages, batch, offsets)
+        elif isinstance(event, Acked):
+            _add_moves(event, item.entry.version, batch, offsets)
+        elif isinstance(event, Delivered):
+            _add_delivered(event, delivered)
+        else:
+            _add_rows(item, batch)
+    for spans in offsets.keys() | delivered.keys():
+        gid, joined, uids = spans
+        acked, arrived = offsets.get(spans, joined), delivered.get(spans, 0)
+        ahead = arrived if arrived > acked else None
+        batch.spans += (SpanRow(gid, uid, joined, None, 0, acked, ahead) for uid in uids)
     return batch
 
 
-def _add_rows(item: WorkItem, batch: Batch, offsets: Offsets) -> None:
-    event = item.entry.event
-    if isinstance(event, Sent):
-        _add_messages(item.messages, batch, offsets)
-    elif isinstance(event, Acked):
-        _add_moves(event, item.entry.version, batch, offsets)
-    elif isinstance(event, SpanBegun):
-        version = item.entry.version
+def _add_delivered(event: Delivered, positions: Positions) -> None:
+    for joined, _, to, uids in event.moves:
+        spans = (event.gid, joined, uids)
+        positions[spans] = max(to, positions.get(spans, 0))
+
+
+def _add_rows(item: WorkItem, batch: Batch) -> None:
+    event, version = item.entry.event, item.entry.version
+    if isinstance(event, SpanBegun):
         batch.spans.append(SpanRow(*event, left_msgid=None, changed=version, acked_msgid=event.joined))
     elif isinstance(event, SpanEnded):
-        batch.spans.append(SpanRow(*event, changed=item.entry.version, acked_msgid=event.joined))
+        batch.spans.append(SpanRow(*event, changed=version, acked_msgid=event.joined))
+    elif isinstance(event, BookmarksSet):
+        batch.bookmarks += (
+            BookmarkRow(event.gid, uid, joined, private, mark, version)
+            for joined, private, mark, uids in event.bookmarks
+            for uid in uids
+        )
     elif isinstance(event, Confirmed):
         batch.confirms += (ConfirmRow(*tally) for tally in event.tallies)
     elif isinstance(event, Created):
         batch.groups.append(GroupRow(event.gid, item.entry.time_ms))
-        version = item.entry.version
         batch.spans += (SpanRow(event.gid, uid, NONE, None, version, NONE) for uid in item.members)
 
 
-def _add_messages(messages: Sequence[StoredMessage], batch: Batch, offsets: Offsets) -> None:
+def _add_messages(messages: Sequence[StoredMessage], batch: Batch, offsets: Positions) -> None:
     for row, moved_sender in messages:
         batch.messages.append(row)
         if moved_sender and row.span is not None:
@@ -214,7 +243,7 @@ def _add_messages(messages: Sequence[StoredMessage], batch: Batch, offsets: Offs
             offsets[spans] = max(row.msgid, offsets.get(spans, 0))
 
 
-def _add_moves(event: Acked, entry: int, batch: Batch, offsets: Offsets) -> None:
+def _add_moves(event: Acked, entry: int, batch: Batch, offsets: Positions) -> None:
     gid = event.gid
     uids: dict[tuple[int, int], tuple[str, ...]] = {}
     for joined, start, to, movers in event.moves:
@@ -230,8 +259,10 @@ def _batch_length(entries: Sequence[Entry], member_counts: Mapping[str, int]) ->
     known: set[Spans] = set()
     for length, entry in enumerate(entries):
         event = entry.event
-        if isinstance(event, Acked):
+        if isinstance(event, Acked | Delivered):
             rows += _rows_of_moves(event, known)
+        elif isinstance(event, BookmarksSet):
+            rows += sum(len(each.uids) for each in event.bookmarks)
         elif isinstance(event, Created):
             rows += 1 + member_counts.get(event.gid, 0)
         else:
@@ -241,7 +272,7 @@ def _batch_length(entries: Sequence[Entry], member_counts: Mapping[str, int]) ->
     return len(entries)
 
 
-def _rows_of_moves(event: Acked, known: set[Spans]) -> int:
+def _rows_of_moves(event: Acked | Delivered, known: set[Spans]) -> int:
     """Return how many rows an entry makes. The offsets of `known` spans have rows already; add the entry's spans."""
     rows = 0
     for joined, _, _, uids in event.moves:

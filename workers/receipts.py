@@ -1,9 +1,10 @@
 """The worker `receipts`: sends digests of changed tallies to senders, coalesced over a window.
 
-Offset moves are taken from the journals for `receipt_window_ms` and coalesced: each message concerned is tallied once,
-however many members have moved over it, and each sender gets one digest for each group. One step at the server tallies
-a message, marks it as changed and publishes the digest: two workers never send an older tally after a newer one. The
-mark stays until the sender confirms it, so a digest that nobody receives is not lost.
+Moves of offsets, and of positions of delivery, are taken from the journals for `receipt_window_ms` and coalesced: each
+message concerned is tallied once, however many members have moved over it, and each sender gets one digest for each
+group. The live sessions of each member who has moved get the member's own position, once in a window. One step at the
+server tallies a message, marks it as changed and publishes the digest: two workers never send an older tally after a
+newer one. The mark stays until the sender confirms it, so a digest that nobody receives is not lost.
 """
 
 import time
@@ -22,7 +23,7 @@ from imcore.streams.calls import receipt_calls
 from imcore.streams.calls.journal_calls import CoalescingCounts
 from imcore.streams.calls.receipt_calls import Segment, TallyChange
 from imcore.streams.client import RedisClient
-from imcore.streams.events import Acked, Entry, Malformed, Move, Sent
+from imcore.streams.events import Acked, BookmarksSet, Delivered, Entry, Malformed, Move, Sent
 from imcore.streams.journal import Journal
 from imcore.util.batches import batches, grouped
 
@@ -38,6 +39,10 @@ MOST_IN_WINDOW = 100_000
 Digest = tuple[str, str, list[int]]
 """The gid, the sender, and the messages (packed) that the digest names."""
 
+POSITIONS_PER_CALL = 1000
+"""One call publishes the positions of this many members."""
+
+_Moves = Acked | Delivered
 _SQL_AWAY = (DatabaseUnavailable, DatabaseNotReady)
 """These errors delay only the digests that need SQL; Redis alone answers for the others."""
 
@@ -70,6 +75,7 @@ class ReceiptsWorker:
             self._digests = []
             entries = self._in_hand + self._window()
             failed = self._send_digests(moves_by_group(entries))
+            self._publish_positions(entries)
             self._in_hand = [entry for entry in entries if _waits(entry, failed)]
             self._finish([entry for entry in entries if not _waits(entry, failed)], failed)
         except ImError:
@@ -93,7 +99,7 @@ class ReceiptsWorker:
             self._journal.renew()
             return []
         entries = self._journal.read(block_ms=0 if self._in_hand else None)
-        if not self._window_s or not any(isinstance(entry.event, Acked) for entry in entries):
+        if not self._window_s or not any(isinstance(entry.event, _Moves) for entry in entries):
             return entries
         self._sleep_window()
         while len(entries) < MOST_IN_WINDOW and (more := self._journal.read(block_ms=0)):
@@ -113,7 +119,7 @@ class ReceiptsWorker:
             event = entry.event
             if isinstance(event, Malformed):
                 self._journal.fail(entry, event.reason)
-            elif isinstance(event, Acked) and event.gid in failed:
+            elif isinstance(event, _Moves) and event.gid in failed:
                 self._journal.fail(entry, str(failed[event.gid]))
             else:
                 done.append(entry)
@@ -146,6 +152,15 @@ class ReceiptsWorker:
                     self._digests.append((gid, sender_uid, [change.msgid for change in digest]))
         self._client.call_many(digests)
         return failed
+
+    def _publish_positions(self, entries: Iterable[Entry]) -> None:
+        """Tell the sessions of those who have read where they are now: another device may not know it."""
+        calls = [
+            receipt_calls.publish_positions(self._client.space, gid, uids)
+            for gid, readers in readers_by_group(entries).items()
+            for uids in batches(readers, POSITIONS_PER_CALL)
+        ]
+        self._client.call_many(calls)
 
     def _changes(self, wanted: dict[str, list[Segment]]) -> dict[str, list[TallyChange] | ImError]:
         """Return the changed tallies of each group, or its error. Raise TryAgain, ConfigurationError."""
@@ -187,7 +202,7 @@ class ReceiptsWorker:
 
 
 def _waits(entry: Entry, failed: dict[str, ImError]) -> bool:
-    return isinstance(entry.event, Acked) and isinstance(failed.get(entry.event.gid), _SQL_AWAY)
+    return isinstance(entry.event, _Moves) and isinstance(failed.get(entry.event.gid), _SQL_AWAY)
 
 
 # Which tallies many moves have changed, and how few digests reported them. No I/O.
@@ -228,8 +243,25 @@ def _only(movers: Iterable[tuple[str, ...]]) -> str:
 
 
 def moves_by_group(entries: Iterable[Entry]) -> dict[str, list[Move]]:
-    acks = (entry.event for entry in entries if isinstance(entry.event, Acked))
-    return grouped((event.gid, move) for event in acks for move in event.moves)
+    events = (entry.event for entry in entries if isinstance(entry.event, _Moves))
+    return grouped((event.gid, move) for event in events for move in event.moves)
+
+
+def acks_by_group(entries: Iterable[Entry]) -> dict[str, list[Move]]:
+    events = (entry.event for entry in entries if isinstance(entry.event, Acked))
+    return grouped((event.gid, move) for event in events for move in event.moves)
+
+
+def readers_by_group(entries: Iterable[Entry]) -> dict[str, list[str]]:
+    """Return by group the members who have read, in private or not."""
+    readers: dict[str, dict[str, None]] = {}
+    for entry in entries:
+        event = entry.event
+        if isinstance(event, Acked | BookmarksSet):
+            of_group = readers.setdefault(event.gid, {})
+            for each in event.moves if isinstance(event, Acked) else event.bookmarks:
+                of_group.update(dict.fromkeys(each.uids))
+    return {gid: list(uids) for gid, uids in readers.items()}
 
 
 def coalescing_counts(entries: Iterable[Entry], digests: Iterable[Digest]) -> dict[int, CoalescingCounts]:
@@ -240,7 +272,7 @@ def coalescing_counts(entries: Iterable[Entry], digests: Iterable[Digest]) -> di
 
 
 def _counts(entries: Sequence[Entry], digests: Mapping[str, list[tuple[str, list[int]]]]) -> CoalescingCounts:
-    moves = moves_by_group(entries)
+    moves = acks_by_group(entries)
     seconds: dict[int, tuple[int, int]] = {}
     for entry in entries:
         event, second = entry.event, entry.time_ms // 1000

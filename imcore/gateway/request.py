@@ -43,7 +43,7 @@ class SessionRequest:
         return cls(uid, start, check_resume_points(after), most, tag)
 
     def start_in(self, gid: str, position: Position) -> SessionStart:
-        begins = {"unread": position.acked, "live": position.last, "join": position.joined}
+        begins = {"unread": position.read, "live": position.last, "join": position.joined}
         begin = begins[self.start]
         if gid in self.after:  # no message comes from before the join, and none is passed over that is to come
             begin = min(max(self.after[gid], position.joined), position.last)

@@ -91,7 +91,7 @@ def check_receipts(receipts: Iterable[Receipt]) -> list[Receipt]:
 def _check_receipt(receipt: Receipt) -> None:
     check_handed_over(receipt.gid, "gid")
     check_msgid(receipt.msgid)
-    for count in (receipt.read, receipt.unread, receipt.version):
+    for count in (receipt.read, receipt.unread, receipt.delivered, receipt.version):
         if not _is_whole(count) or not 0 <= count <= msgids.HIGHEST:
             raise InvalidInput(f"a receipt of {reprlib.repr(receipt.msgid)} has the count {reprlib.repr(count)}")
 

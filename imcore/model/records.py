@@ -24,7 +24,7 @@ Record = Mapping[str, object]
 _KEYS: dict[type, tuple[str, ...]] = {
     Message: ("gid", "msgid", "seq", "sender_uid", "time", "content", "client_msgid"),
     LogLine: ("gid", "msgid", "time", "sender_uid", "content", "client_msgid", "state"),
-    Receipt: ("gid", "msgid", "read", "unread"),
+    Receipt: ("gid", "msgid", "read", "unread", "delivered"),
     Unread: ("gid", "unread"),
 }
 """The keys of the types that have more fields than are shown."""
@@ -42,7 +42,8 @@ def record_of(value: Value) -> Record:
 
 
 def tally_record(tally: MessageTally) -> Record:
-    return {**record_of(tally.message), "read": tally.read, "unread": tally.unread}
+    counts = {"read": tally.read, "unread": tally.unread, "delivered": tally.delivered}
+    return {**record_of(tally.message), **counts}
 
 
 def status_record(status: MessageStatus) -> Record:
@@ -50,8 +51,10 @@ def status_record(status: MessageStatus) -> Record:
         **record_of(status.message),
         "read": len(status.read_by),
         "unread": len(status.unread_by),
+        "delivered": len(status.delivered_to),
         "read_by": [{"uid": reader.uid, "read_at": reader.read_at} for reader in status.read_by],
         "unread_by": list(status.unread_by),
+        "delivered_to": list(status.delivered_to),
     }
 
 

@@ -6,6 +6,7 @@ and no writer needs to know what has been written before.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 NO_TIME = 1 << 62
@@ -50,7 +51,8 @@ class SpanRow(NamedTuple):
     """A membership (joined_msgid, left_msgid]. Key: gid, uid and joined_msgid.
 
     `left_msgid` is None while it lasts. `changed` is the version of `left_msgid`: the packed id of its journal entry, 0
-    if unknown. `acked_msgid` is the offset within the span, 0 before the first message.
+    if unknown. `acked_msgid` is the offset within the span, 0 before the first message. `delivered_msgid` is the
+    position up to which messages have arrived, None if that is not past the offset.
     """
 
     gid: str
@@ -59,6 +61,7 @@ class SpanRow(NamedTuple):
     left_msgid: int | None
     changed: int
     acked_msgid: int
+    delivered_msgid: int | None = None
 
 
 class MoveRow(NamedTuple):
@@ -82,11 +85,30 @@ class GroupRow(NamedTuple):
 
 
 class ConfirmRow(NamedTuple):
-    """The sender has confirmed how many have read a message. Ignored for a message that is not stored."""
+    """The sender has confirmed how many have read a message, and at how many it had arrived.
+
+    Ignored for a message that is not stored.
+    """
 
     gid: str
     msgid: int
     read: int
+    delivered: int
+
+
+class BookmarkRow(NamedTuple):
+    """The bookmark of a member in the span that began after `joined_msgid`. Key: gid and uid.
+
+    Read in private up to `private_msgid`, marked unread after `mark_msgid`; 0 for neither. The row with the highest
+    `changed` counts: the packed id of its journal entry.
+    """
+
+    gid: str
+    uid: str
+    joined_msgid: int
+    private_msgid: int
+    mark_msgid: int
+    changed: int
 
 
 class WatermarkRow(NamedTuple):
@@ -106,6 +128,7 @@ class Batch:
     spans: list[SpanRow] = field(default_factory=list)
     moves: list[MoveRow] = field(default_factory=list)
     confirms: list[ConfirmRow] = field(default_factory=list)
+    bookmarks: list[BookmarkRow] = field(default_factory=list)
     marks: list[WatermarkRow] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -118,15 +141,26 @@ class Batch:
             messages=_merge(self.messages, 2, max),
             spans=_merge(self.spans, 3, merged_span),
             moves=_merge(self.moves, 4, max),
-            confirms=_merge(self.confirms, 2, max),
+            confirms=_merge(self.confirms, 2, _merged_confirm),
+            bookmarks=_merge(self.bookmarks, 2, _newer_bookmark),
             marks=_merge(self.marks, 2, max),
         )
 
 
 def merged_span(one: SpanRow, other: SpanRow) -> SpanRow:
-    """Return two rows of one span merged: the newer end, the further offset. `bulk` does the same in SQL."""
+    """Return two rows of one span merged: the newer end, the further positions. `bulk` does the same in SQL."""
     newer = max(one, other, key=_version)
-    return newer._replace(acked_msgid=max(one.acked_msgid, other.acked_msgid))
+    acked = max(one.acked_msgid, other.acked_msgid)
+    delivered = max(one.delivered_msgid or 0, other.delivered_msgid or 0)
+    return newer._replace(acked_msgid=acked, delivered_msgid=delivered if delivered > acked else None)
+
+
+def _merged_confirm(one: ConfirmRow, other: ConfirmRow) -> ConfirmRow:
+    return one._replace(read=max(one.read, other.read), delivered=max(one.delivered, other.delivered))
+
+
+def _newer_bookmark(one: BookmarkRow, other: BookmarkRow) -> BookmarkRow:
+    return max(one, other, key=attrgetter("changed"))
 
 
 def _version(span: SpanRow) -> tuple[int, int]:

@@ -80,22 +80,30 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """The unread messages of one member in one group, and the two positions behind that count, all of one moment."""
+    """The unread messages of one member in one group, and the two positions behind that count, all of one moment.
+
+    `marked`: the member has marked messages unread, from one of them on.
+    """
 
     gid: str
     unread: int
     last_msgid: str | None
     last_ack_msgid: str | None
+    marked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """The numbers of recipients who have read a message and who have not. The two add up to its recipients."""
+    """The numbers of recipients who have read a message and who have not. The two add up to its recipients.
+
+    `delivered` counts those at a client of whom it has arrived, all readers among them.
+    """
 
     gid: str
     msgid: str
     read: int
     unread: int
+    delivered: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,7 @@ class Receipt:
     msgid: str
     read: int
     unread: int
+    delivered: int
     version: int
 
 
@@ -134,6 +143,20 @@ class MessageTally:
     message: Message
     read: int
     unread: int
+    delivered: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Up to where messages of a group have arrived for a member, and whether this call moved it.
+
+    `last_delivered_msgid` is None before the first message. It is never before the offset.
+    """
+
+    gid: str
+    uid: str
+    last_delivered_msgid: str | None
+    advanced: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +169,12 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class MessageStatus:
-    """A message, its tally, and the names behind it; both lists are in order of uid."""
+    """A message, and the names behind its tally; the lists are in order of uid. `delivered_to` has the readers, too."""
 
     message: Message
     read_by: tuple[Reader, ...]
     unread_by: tuple[str, ...]
+    delivered_to: tuple[str, ...]
 
 
 class Draft(NamedTuple):

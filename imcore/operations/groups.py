@@ -3,14 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from imcore import msgid as msgids
-from imcore.errors import ImError, NotMember, RedisFull, UnknownGroup, UnknownUser
+from imcore.errors import NotMember, RedisFull, UnknownGroup, UnknownUser
 from imcore.model.direct import refuse_direct
 from imcore.model.limits import check_name, check_uids
 from imcore.model.values import Group, Member, Unread
-from imcore.operations import creation, queries
+from imcore.operations import creation, positions, queries
 from imcore.operations.effects import Effects, GetKeyspace, Pages, call, call_each, call_many, raised
-from imcore.operations.queries import MessagesBefore
 from imcore.streams.calls import group_calls, session_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.keys import SEPARATOR
@@ -70,17 +68,18 @@ def members(gid: str) -> Pages[Member]:
     spans = yield from _scan(partial(group_calls.scan_spans, space, gid))
     for uids in batches(sorted(span for span in spans if SEPARATOR not in span), BATCH):
         online_uids = yield from _online(uids)
-        positions = yield from _positions([(gid, uid) for uid in uids], NotMember)
-        yield [_member(uid, position, online_uids) for uid, position in zip(uids, positions, strict=True) if position]
+        found = yield from _positions(gid, uids)
+        yield [_member(uid, position, online_uids) for uid, position in zip(uids, found, strict=True) if position]
 
 
 def member(gid: str, uid: str) -> Effects[Member]:
     check_name(gid, "gid")
     check_name(uid, "uid")
     space = yield from GetKeyspace()
-    position = yield from _unread(gid, (yield from call(group_calls.position(space, gid, uid))))
+    position = yield from call(group_calls.position(space, gid, uid, for_others=True))
+    counted = yield from positions.unread_of(gid, position)
     online_uids = yield from _online([uid])
-    return _member(uid, position, online_uids)
+    return _member(uid, counted, online_uids)
 
 
 def _member(uid: str, position: Unread, online_uids: set[str]) -> Member:
@@ -125,31 +124,12 @@ def _online(uids: Sequence[str]) -> Effects[set[str]]:
     return {uid for uid, is_online in flags if is_online}
 
 
-def unread(uid: str) -> Effects[list[Unread]]:
-    gids = yield from groups_of(uid)
-    positions = yield from _positions([(gid, uid) for gid in gids], NotMember, UnknownGroup)
-    return [position for position in positions if position]
-
-
-def _positions(pairs: Sequence[tuple[str, str]], *none_for: type[ImError]) -> Effects[list[Unread | None]]:
-    """Return the position of each (gid, uid); None where the answer is one of these errors."""
+def _positions(gid: str, uids: Sequence[str]) -> Effects[list[Unread | None]]:
+    """Return the positions of members as anybody may see them; None for those who are none any more."""
     space = yield from GetKeyspace()
-    answers = yield from call_each([group_calls.position(space, gid, uid) for gid, uid in pairs])
-    positions: list[Unread | None] = []
-    for (gid, _), answer in zip(pairs, answers, strict=True):
-        positions.append(None if isinstance(answer, none_for) else (yield from _unread(gid, raised(answer))))
-    return positions
-
-
-def _unread(gid: str, position: group_calls.Position) -> Effects[Unread]:
-    seq = position.acked_seq
-    if seq is None:
-        # Of the newest message up to there: a crash of both servers may have taken the one at the offset.
-        rows = yield from MessagesBefore(gid, position.acked + 1, 1)
-        seq = max((row.seq for row in rows), default=0)
-    return Unread(
-        gid=gid,
-        unread=position.head_seq - seq - position.not_unread,
-        last_msgid=msgids.unpack_offset(position.last),
-        last_ack_msgid=msgids.unpack_offset(position.acked),
-    )
+    answers = yield from call_each([group_calls.position(space, gid, uid, for_others=True) for uid in uids])
+    found: list[Unread | None] = []
+    for answer in answers:
+        is_gone = isinstance(answer, NotMember)
+        found.append(None if is_gone else (yield from positions.unread_of(gid, raised(answer))))
+    return found

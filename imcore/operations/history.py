@@ -83,7 +83,7 @@ class _Page:
 
     def begin_with_trimmed_unread(self, position: UnreadPosition) -> Effects[bool]:
         """Begin around the first unread message if only SQL has it; return whether that is so."""
-        offset, (_, older, _, newer) = position.offset, self._wanted
+        offset, (_, older, _, newer) = position.read, self._wanted
         while offset < position.trimmed:
             sides = yield from MessagesAroundForeign(
                 self._gid, position.joined, position.trimmed, self._uid, offset, older + 1, newer

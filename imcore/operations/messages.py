@@ -11,7 +11,6 @@ from imcore.errors import ImError, InvalidInput, NotMember, UnknownGroup
 from imcore.model.direct import gid_of
 from imcore.model.limits import (
     check_content,
-    check_handed_over,
     check_limit,
     check_list,
     check_msgid,
@@ -20,15 +19,15 @@ from imcore.model.limits import (
     check_time_ms,
 )
 from imcore.model.meta import check_meta, size_of
-from imcore.model.values import Ack, Draft, Message
+from imcore.model.values import Draft, Message
 from imcore.operations import creation, queries
 from imcore.operations.effects import Effects, GetKeyspace, Pages, call, call_each, raised
 from imcore.operations.groups import group, groups_of
 from imcore.settings import Settings
 from imcore.streams import wire
 from imcore.streams.calls import group_calls, message_calls
-from imcore.streams.calls.call import Trimmed, error_of
-from imcore.streams.calls.message_calls import AckResult, AckTarget, SendResult, split_targets
+from imcore.streams.calls.call import error_of
+from imcore.streams.calls.message_calls import SendResult
 
 T = TypeVar("T")
 
@@ -191,55 +190,3 @@ def _page_after(gid: str, uid: str, start: int | None, count: int) -> Effects[qu
     space = yield from GetKeyspace()
     pull = message_calls.pull(space, gid, [uid], after=start, count=count, most_bytes=queries.PAGE_BYTES)
     return raised((yield from queries.page(space, gid, (yield from call(pull)), count, queries.PAGE_BYTES)))
-
-
-def ack(uid: str, gid: str, msgid: str | None) -> Effects[Ack]:
-    check_name(uid, "uid")
-    check_handed_over(gid, "gid")
-    target = AckTarget(None if msgid is None else check_msgid(msgid), [uid])
-    [answer] = yield from _ack(gid, [target])
-    return raised(raised(answer).of(uid))
-
-
-def ack_many(gid: str, acks: Iterable[tuple[str, str | None]]) -> Effects[list[Ack | ImError]]:
-    check_handed_over(gid, "gid")
-    checked = [_checked_ack(each) for each in check_list(acks, "acks")]
-    by_msgid: dict[int | None, dict[str, None]] = {}
-    for uid, packed in checked:
-        by_msgid.setdefault(packed, {})[uid] = None
-    parts = split_targets(AckTarget(packed, list(uids)) for packed, uids in by_msgid.items())
-    targets = [target for part in parts for target in part]
-    answers = yield from _ack(gid, targets)
-    by_ack = {
-        (target.msgid, uid): answer if isinstance(answer, ImError) else answer.of(uid)
-        for target, answer in zip(targets, answers, strict=True)
-        for uid in target.uids
-    }
-    return [by_ack[packed, uid] for uid, packed in checked]
-
-
-def _checked_ack(ack: tuple[str, str | None]) -> tuple[str, int | None]:
-    try:
-        uid, msgid = ack
-    except (TypeError, ValueError):
-        raise InvalidInput("each ack must be a uid and a msgid") from None
-    return check_name(uid, "uid"), None if msgid is None else check_msgid(msgid)
-
-
-def _ack(gid: str, targets: Sequence[AckTarget]) -> Effects[list[AckResult | ImError]]:
-    """Ack; a message that Redis has trimmed is acked again with its seq from SQL."""
-    results = yield from _ack_in_redis(gid, targets)
-    for number, (target, result) in enumerate(zip(targets, results, strict=True)):
-        if isinstance(result, AckResult) and isinstance(result.target, Trimmed):
-            try:
-                row = yield from queries.stored_message(gid, target.msgid or 0)
-                [results[number]] = yield from _ack_in_redis(gid, [target._replace(seq=row.seq)])
-            except ImError as error:
-                results[number] = result._replace(target=error)  # it still says who is no member
-    return results
-
-
-def _ack_in_redis(gid: str, targets: Sequence[AckTarget]) -> Effects[list[AckResult | ImError]]:
-    space = yield from GetKeyspace()
-    answers = yield from call_each([message_calls.ack(space, gid, [target]) for target in targets])
-    return [each for answer in answers for each in _each_of(answer, 1)]

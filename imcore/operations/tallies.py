@@ -95,20 +95,22 @@ def message_status(gid: str, msgid: str) -> Effects[MessageStatus]:
         message=message,
         read_by=tuple(readers),
         unread_by=tuple(sorted(names.unread - names.read - {message.sender_uid})),
+        delivered_to=tuple(sorted((names.read | names.arrived) - {message.sender_uid})),
     )
 
 
 def _names(space: Keyspace, gid: str, packed: int) -> Effects[Names]:
     """Return the names behind a tally, all pages of them; who read it between two pages may be on both sides."""
     first = names = yield from call(receipt_calls.names(space, gid, packed, cursor="0", count=NAMES))
-    read, unread = names.read, names.unread
+    read, unread, arrived = names.read, names.unread, names.arrived
     while names.cursor != "0":
         names = yield from call(
             receipt_calls.names(space, gid, packed, cursor=names.cursor, newest=first.newest, count=NAMES)
         )
         read |= names.read
         unread |= names.unread
-    return first._replace(read=read, unread=unread)
+        arrived |= names.arrived
+    return first._replace(read=read, unread=unread, arrived=arrived)
 
 
 def _read_times(gid: str, packed: int) -> Effects[dict[str, int]]:

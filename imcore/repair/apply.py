@@ -280,7 +280,9 @@ def mark_unconfirmed(system: System, gid: str, messages: Iterable[Light], spans:
             counter.add(span)
         counts = zip(batch, counter.counts(), strict=True)
         dirty = grouped(
-            (light.sender_uid, light.msgid) for light, count in counts if count.read != light.confirmed_read
+            (light.sender_uid, light.msgid)
+            for light, count in counts
+            if (count.read, count.delivered) != (light.confirmed_read, light.confirmed_delivered)
         )
         for uid, msgs in dirty.items():
             calls = [repair_calls.dirty(k, uid, page) for page in batches(msgs, PAGE)]

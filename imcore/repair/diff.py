@@ -291,7 +291,11 @@ def described_time(ms: int) -> str:
 
 
 def described_tally(tally: Counts | ImError) -> str:
-    return str(tally) if isinstance(tally, ImError) else f"{tally.read} read, {tally.unread} unread"
+    return (
+        str(tally)
+        if isinstance(tally, ImError)
+        else f"{tally.read} read, {tally.unread} unread, {tally.delivered} delivered"
+    )
 
 
 def _described_end(left: int | None) -> str:

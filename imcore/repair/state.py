@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 from imcore import msgid as msgids
 from imcore.model.rows import MessageRow, SpanRow, merged_span
 from imcore.streams.calls.receipt_calls import Counts
-from imcore.streams.events import Acked, Created, Entry, Move, Sent, SpanBegun, SpanEnded
+from imcore.streams.events import Acked, Created, Delivered, Entry, Move, Sent, SpanBegun, SpanEnded
 from imcore.streams.keys import span_key
 
 One = TypeVar("One")
@@ -81,11 +81,12 @@ class Changes:
             self.members.add(event.uid)
             left = event.left if isinstance(event, SpanEnded) else None
             self.add_span(SpanRow(event.gid, event.uid, event.joined, left, entry.version, event.joined))
-        elif isinstance(event, Acked):
+        elif isinstance(event, Acked | Delivered):
             self.moves += event.moves
-            for move in event.moves:
-                for uid in move.uids:
-                    self.add_span(SpanRow(event.gid, uid, move.joined, None, 0, move.to))
+            for joined, _, to, uids in event.moves:
+                positions = (to, None) if isinstance(event, Acked) else (joined, to)
+                for uid in uids:
+                    self.add_span(SpanRow(event.gid, uid, joined, None, 0, *positions))
 
     def add_span(self, row: SpanRow) -> None:
         """Add what is new of a span."""
@@ -132,6 +133,11 @@ class Changes:
 def offset_of(row: SpanRow) -> int:
     """Return the offset within a span: nobody reads beyond its end."""
     return row.acked_msgid if row.left_msgid is None else min(row.acked_msgid, row.left_msgid)
+
+
+def delivered_of(row: SpanRow) -> int:
+    """Return the position up to which messages have arrived within a span: no offset is past it."""
+    return row.acked_msgid if row.delivered_msgid is None else max(row.acked_msgid, row.delivered_msgid)
 
 
 def is_void(row: SpanRow) -> bool:
@@ -203,6 +209,7 @@ class Counter:
         self._msgids = [msgid for msgid, _ in messages]
         self._present = [0] * (len(messages) + 1)
         self._read = [0] * (len(messages) + 1)
+        self._delivered = [0] * (len(messages) + 1)
         self._of_senders: dict[str, list[SpanRow]] = {uid: [] for _, uid in messages}
 
     def add(self, span: SpanRow) -> None:
@@ -211,20 +218,23 @@ class Counter:
         end = len(self._msgids) if span.left_msgid is None else bisect_right(self._msgids, span.left_msgid)
         _raise(self._present, first, end)
         _raise(self._read, first, min(end, bisect_right(self._msgids, span.acked_msgid)))
+        _raise(self._delivered, first, min(end, bisect_right(self._msgids, delivered_of(span))))
         if span.uid in self._of_senders:
             self._of_senders[span.uid].append(span)
 
     def counts(self) -> list[Counts]:
-        """Return read and unread of each message."""
-        sums = zip(self._messages, accumulate(self._present), accumulate(self._read), strict=False)
-        return [self._without_sender(msgid, uid, present, read) for (msgid, uid), present, read in sums]
+        """Return the counts of each message."""
+        steps = self._present, self._read, self._delivered
+        sums = zip(self._messages, zip(*map(accumulate, steps), strict=True), strict=False)
+        return [self._without_sender(msgid, uid, *counts) for (msgid, uid), counts in sums]
 
-    def _without_sender(self, msgid: int, uid: str, present: int, read: int) -> Counts:
+    def _without_sender(self, msgid: int, uid: str, present: int, read: int, delivered: int) -> Counts:
         for span in self._of_senders[uid]:
             if covers(span, msgid):
                 present -= 1
                 read -= span.acked_msgid >= msgid
-        return Counts(read, present - read)
+                delivered -= delivered_of(span) >= msgid
+        return Counts(read, present - read, delivered)
 
 
 def _raise(steps: list[int], first: int, end: int) -> None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from imcore import msgid as msgids
-from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow, WatermarkRow
+from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow, WatermarkRow
 from imcore.sql.tables import reach
 
 TimeForm = Callable[[int], object]
@@ -47,6 +47,7 @@ def by_table(batch: Batch) -> Iterator[tuple[BulkTable[Any], list[Any]]]:
         (_GROUPS, batch.groups),
         (_MESSAGES, batch.messages),
         (_SPANS, batch.spans),
+        (_BOOKMARKS, batch.bookmarks),
         (_MOVES, batch.moves),
         (_WATERMARKS, batch.marks),
     ):
@@ -63,6 +64,10 @@ UPDATES: tuple[tuple[str, Callable[[Batch], list[tuple[object, ...]]]], ...] = (
     (
         "UPDATE group_msgs SET confirmed_read = ? WHERE gid = ? AND msgid = ? AND confirmed_read < ?",
         lambda batch: [(row.read, row.gid, row.msgid, row.read) for row in batch.confirms],
+    ),
+    (
+        "UPDATE group_msgs SET confirmed_delivered = ? WHERE gid = ? AND msgid = ? AND confirmed_delivered < ?",
+        lambda batch: [(row.delivered, row.gid, row.msgid, row.delivered) for row in batch.confirms],
     ),
 )
 """Statements for messages that are stored already, each with its values. They run once the rows are in."""
@@ -108,16 +113,31 @@ _MESSAGES: BulkTable[MessageRow] = BulkTable(
 )
 _SPAN_IS_NEWER = """(excluded.changed, COALESCE(excluded.left_msgid, -1))
         > (group_spans.changed, COALESCE(group_spans.left_msgid, -1))"""
+_FURTHER_ACKED = """CASE WHEN excluded.acked_msgid > group_spans.acked_msgid
+            THEN excluded.acked_msgid ELSE group_spans.acked_msgid END"""
+_FURTHER_DELIVERED = """CASE WHEN COALESCE(excluded.delivered_msgid, 0) > COALESCE(group_spans.delivered_msgid, 0)
+            THEN excluded.delivered_msgid ELSE group_spans.delivered_msgid END"""
 _SPANS: BulkTable[SpanRow] = BulkTable(
     table="group_spans",
-    columns="gid text, uid text, joined_msgid int8, left_msgid int8, changed int8, acked_msgid int8",
+    columns="""gid text, uid text, joined_msgid int8, left_msgid int8, changed int8, acked_msgid int8,
+        delivered_msgid int8""",
     # As imcore.model.rows.merged_span does.
     on_conflict=f"""(gid, uid, joined_msgid) DO UPDATE SET
         left_msgid = CASE WHEN {_SPAN_IS_NEWER} THEN excluded.left_msgid ELSE group_spans.left_msgid END,
         changed = CASE WHEN {_SPAN_IS_NEWER} THEN excluded.changed ELSE group_spans.changed END,
-        acked_msgid = CASE WHEN excluded.acked_msgid > group_spans.acked_msgid
-            THEN excluded.acked_msgid ELSE group_spans.acked_msgid END
-        WHERE {_SPAN_IS_NEWER} OR excluded.acked_msgid > group_spans.acked_msgid""",
+        acked_msgid = {_FURTHER_ACKED},
+        delivered_msgid = CASE WHEN {_FURTHER_DELIVERED} > {_FURTHER_ACKED} THEN {_FURTHER_DELIVERED} END
+        WHERE {_SPAN_IS_NEWER} OR excluded.acked_msgid > group_spans.acked_msgid
+            OR excluded.delivered_msgid > COALESCE(group_spans.delivered_msgid, group_spans.acked_msgid)""",
+    values=lambda row, _time: row,
+    appends=False,
+)
+_BOOKMARKS: BulkTable[BookmarkRow] = BulkTable(
+    table="bookmarks",
+    columns="gid text, uid text, joined_msgid int8, private_msgid int8, mark_msgid int8, changed int8",
+    on_conflict="""(gid, uid) DO UPDATE SET joined_msgid = excluded.joined_msgid,
+        private_msgid = excluded.private_msgid, mark_msgid = excluded.mark_msgid, changed = excluded.changed
+        WHERE excluded.changed > bookmarks.changed""",
     values=lambda row, _time: row,
     appends=False,
 )

@@ -21,7 +21,7 @@ _WATERMARK_NAME = re.compile(f"{WATERMARK}:[0-9]{{1,9}}:.+", re.ASCII | re.DOTAL
 
 
 class Light(NamedTuple):
-    """A message without its text. `confirmed_read` is the number of readers that its sender knows."""
+    """A message without its text. `confirmed_read` and `confirmed_delivered` are the counts that its sender knows."""
 
     gid: str
     msgid: int
@@ -29,6 +29,7 @@ class Light(NamedTuple):
     sender_uid: str
     recalls: int | None
     confirmed_read: int
+    confirmed_delivered: int
 
 
 def gids(database: Database) -> Iterator[str]:
@@ -87,9 +88,11 @@ def older_than(database: Database, gid: str, count: int) -> tuple[int, int] | No
 def spans(database: Database, gids: Sequence[str]) -> Iterator[SpanRow]:
     """Yield the spans of some groups, in order of gid, uid and joined_msgid."""
     c = GROUP_SPANS.c
-    query = select(c.gid, c.uid, c.joined_msgid, c.left_msgid, c.changed, c.acked_msgid).where(c.gid.in_(gids))
-    for gid, uid, joined, left, changed, acked in database.stream(query.order_by(c.gid, c.uid, c.joined_msgid)):
-        yield SpanRow(gid, text_of(uid), int_of(joined), _int_or_none(left), int_of(changed), int_of(acked))
+    columns = (c.gid, c.uid, c.joined_msgid, c.left_msgid, c.changed, c.acked_msgid, c.delivered_msgid)
+    query = select(*columns).where(c.gid.in_(gids)).order_by(c.gid, c.uid, c.joined_msgid)
+    for gid, uid, joined, left, changed, acked, delivered in database.stream(query):
+        ends = int_of(joined), _int_or_none(left), int_of(changed)
+        yield SpanRow(gid, text_of(uid), *ends, int_of(acked), _int_or_none(delivered))
 
 
 def messages(database: Database, gids: Sequence[str], *, after: int, until: int | None = None) -> Iterator[MessageRow]:
@@ -104,11 +107,12 @@ def messages(database: Database, gids: Sequence[str], *, after: int, until: int 
 def light(database: Database, gids: Sequence[str], *, after: int = 0) -> Iterator[Light]:
     """Yield the messages of some groups after a msgid, without their texts, in order of gid and msgid."""
     c = GROUP_MSGS.c
-    columns = (c.gid, c.msgid, c.seq, c.sender_uid, c.recalls, c.confirmed_read)
+    columns = (c.gid, c.msgid, c.seq, c.sender_uid, c.recalls, c.confirmed_read, c.confirmed_delivered)
     query = select(*columns).where(c.gid.in_(gids), c.msgid > after).order_by(c.gid, c.msgid)
-    for gid, msgid, seq, sender_uid, recalls, confirmed_read in database.stream(query):
+    for gid, msgid, seq, sender_uid, recalls, *confirmed in database.stream(query):
         if is_msgid(msgid):
-            yield Light(gid, msgid, int_of(seq), text_of(sender_uid), _int_or_none(recalls), int_of(confirmed_read))
+            read, delivered = map(int_of, confirmed)
+            yield Light(gid, msgid, int_of(seq), text_of(sender_uid), _int_or_none(recalls), read, delivered)
 
 
 def own_unread(database: Database, gids: Sequence[str], *, until: int | None = None) -> Iterator[tuple[str, str, int]]:

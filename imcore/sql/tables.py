@@ -90,6 +90,7 @@ class GroupMsg(Stored, table=True):
     sent_at: datetime | None = Field(default=None, sa_type=UtcTime)
     recalls: int | None = Field(default=None, sa_type=BigInteger)
     confirmed_read: int = Field(default=0, sa_type=Integer, sa_column_kwargs={"server_default": text("0")})
+    confirmed_delivered: int = Field(default=0, sa_type=Integer, sa_column_kwargs={"server_default": text("0")})
     gid: str = Field(sa_type=NAME, primary_key=True)
     sender_uid: str = Field(sa_type=NAME)
     client_msgid: str | None = Field(default=None, sa_type=NAME)
@@ -98,7 +99,7 @@ class GroupMsg(Stored, table=True):
 
 
 class GroupSpan(Stored, table=True):
-    """A membership (joined_msgid, left_msgid] and its offset. See `imcore.model.rows.SpanRow` for `changed`."""
+    """A membership (joined_msgid, left_msgid] and its positions. See `imcore.model.rows.SpanRow`."""
 
     __tablename__ = "group_spans"
     __table_args__ = (
@@ -113,6 +114,21 @@ class GroupSpan(Stored, table=True):
     left_msgid: int | None = Field(default=None, sa_type=BigInteger)
     changed: int = Field(sa_type=BigInteger)
     acked_msgid: int = Field(sa_type=BigInteger)
+    delivered_msgid: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class Bookmark(Stored, table=True):
+    """Where a member has read in private, and marked messages unread. See `imcore.model.rows.BookmarkRow`."""
+
+    __tablename__ = "bookmarks"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    gid: str = Field(sa_type=NAME, primary_key=True)
+    uid: str = Field(sa_type=NAME, primary_key=True)
+    joined_msgid: int = Field(sa_type=BigInteger)
+    private_msgid: int = Field(sa_type=BigInteger)
+    mark_msgid: int = Field(sa_type=BigInteger)
+    changed: int = Field(sa_type=BigInteger)
 
 
 REACHES = range(11)
@@ -173,13 +189,17 @@ class SystemMeta(Stored, table=True):
 
 
 class GroupUser(Derived, table=True):
-    """A current member; `last_ack_msgid` is None while the offset is before the first message."""
+    """A current member; `last_ack_msgid` is None while the offset is before the first message.
+
+    So is `last_delivered_msgid` while nothing has arrived. It is never before `last_ack_msgid`.
+    """
 
     __tablename__ = "group_users"
 
     gid: str = Field(sa_type=NAME, primary_key=True)
     uid: str = Field(sa_type=NAME, primary_key=True)
     last_ack_msgid: int | None = Field(sa_type=BigInteger)
+    last_delivered_msgid: int | None = Field(sa_type=BigInteger)
     joined_msgid: int = Field(sa_type=BigInteger)
 
 
@@ -193,10 +213,12 @@ class MsgAck(Derived, table=True):
     recv_uid: str = Field(sa_type=NAME, primary_key=True)
     gid: str = Field(sa_type=NAME, primary_key=True)
     if_ack: bool
+    if_delivered: bool
 
 
 GROUP_MSGS: Table = Stored.metadata.tables["group_msgs"]
 GROUP_SPANS: Table = Stored.metadata.tables["group_spans"]
+BOOKMARKS: Table = Stored.metadata.tables["bookmarks"]
 OFFSET_MOVES: Table = Stored.metadata.tables["offset_moves"]
 META: Table = Stored.metadata.tables["imcore_meta"]
 CHAT_GROUPS: Table = Stored.metadata.tables["chat_groups"]

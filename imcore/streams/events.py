@@ -58,12 +58,37 @@ class Acked(NamedTuple):
     moves: tuple[Move, ...]
 
 
+class Delivered(NamedTuple):
+    """Messages have arrived at clients of members: how far, in the form of moves."""
+
+    gid: str
+    moves: tuple[Move, ...]
+
+
+class BookmarkChange(NamedTuple):
+    """The bookmark that members have now in memberships that had begun after `joined`; see `lua/positions.lua`.
+
+    Read in private up to `private`, marked unread after `mark`; 0 for neither.
+    """
+
+    joined: int
+    private: int
+    mark: int
+    uids: tuple[str, ...]
+
+
+class BookmarksSet(NamedTuple):
+    gid: str
+    bookmarks: tuple[BookmarkChange, ...]
+
+
 class Confirmation(NamedTuple):
-    """A sender has confirmed how many have `read` a message."""
+    """A sender has confirmed how many have `read` a message, and at how many it had arrived."""
 
     gid: str
     msgid: int
     read: int
+    delivered: int
 
 
 class Confirmed(NamedTuple):
@@ -82,12 +107,14 @@ KIND_NAMES: Mapping[type, str] = {
     SpanEnded: "left",
     Sent: "sent",
     Acked: "acked",
+    Delivered: "delivered",
+    BookmarksSet: "bookmarks",
     Confirmed: "confirmed",
     Malformed: "malformed",
 }
 """The names of the kinds in metrics. These names do not change."""
 
-Event = Created | SpanBegun | SpanEnded | Sent | Acked | Confirmed | Malformed
+Event = Created | SpanBegun | SpanEnded | Sent | Acked | Delivered | BookmarksSet | Confirmed | Malformed
 
 
 class Entry(NamedTuple):
@@ -171,8 +198,15 @@ def _names(joined: str) -> tuple[str, ...]:
 
 
 def _confirmation(record: str) -> Confirmation:
-    gid, msgid, read = record.split(SEPARATOR)
-    return Confirmation(gid, int(msgid), int(read))
+    gid, msgid, read, delivered = record.split(SEPARATOR)
+    return Confirmation(gid, int(msgid), int(read), int(delivered))
+
+
+def _bookmark(record: str) -> BookmarkChange:
+    joined, private, mark, uids = record.split(SEPARATOR, 3)
+    return BookmarkChange(
+        _position(joined.encode()), _position(private.encode()), _position(mark.encode()), _names(uids)
+    )
 
 
 _KINDS: dict[bytes, Callable[[Fields], Event]] = {
@@ -181,5 +215,7 @@ _KINDS: dict[bytes, Callable[[Fields], Event]] = {
     b"leave": lambda fields: SpanEnded(*_membership(fields), _position(fields[b"left"])),
     b"msg": _sent,
     b"ack": lambda fields: Acked(_gid(fields), tuple(map(_move, _records(fields[b"moves"])))),
+    b"delivered": lambda fields: Delivered(_gid(fields), tuple(map(_move, _records(fields[b"moves"])))),
+    b"bookmarks": lambda fields: BookmarksSet(_gid(fields), tuple(map(_bookmark, _records(fields[b"bookmarks"])))),
     b"confirm": lambda fields: Confirmed(tuple(map(_confirmation, _records(fields[b"tallies"])))),
 }

@@ -40,6 +40,9 @@ class GroupKeys:
         self.idempotency_newer = f"{tag}idempotency_newer:{gid}"
         self.idempotency_older = f"{tag}idempotency_older:{gid}"
         self.recalled = f"{tag}recalled:{gid}"
+        self.ahead = f"{tag}ahead:{gid}"
+        self.ahead_acked = f"{tag}ahead_acked:{gid}"
+        self.bookmarks = f"{tag}bookmarks:{gid}"
         self.shadow = f"{tag}shadow:{gid}"
         self.journal = f"{tag}journal"
         self.groups = f"{tag}groups"
@@ -47,16 +50,33 @@ class GroupKeys:
         self.creating = f"{tag}creating"
         self.unnotified = f"{tag}unnotified"
         self.version = f"{tag}version"
+        self.receipts_off = f"{tag}receipts_off"
         self.channel = f"{tag}{channels}push:{gid}"
         self.inboxes = f"{tag}{channels}inbox:"
         """The prefix of the inbox channels, which end with a uid."""
         self._tag = tag
         self._own = f"{tag}own_unacked:{gid}{SEPARATOR}"
         newer, older = self.idempotency_newer, self.idempotency_older
-        self.for_send = (self.meta, self.stream, self.acked, self.joined, self.left, newer, older, self.journal)
+        self.for_send = (
+            *(self.meta, self.stream, self.acked, self.joined, self.left, newer, older, self.journal),
+            self.bookmarks,
+        )
         """The keys of `im_send`, before the lists of the senders."""
-        self.for_ack = (self.meta, self.stream, self.acked, self.joined, self.journal)
-        self.for_tally = (self.meta, self.stream, self.acked, self.joined, self.left, self.recalled)
+        self.positions = (self.ahead, self.ahead_acked, self.bookmarks)
+        """The keys of the positions beside the offset."""
+        self.for_ack = (
+            self.meta,
+            self.stream,
+            self.acked,
+            self.joined,
+            self.journal,
+            *self.positions,
+            self.receipts_off,
+        )
+        self.for_tally = (
+            *(self.meta, self.stream, self.acked, self.joined, self.left, self.recalled),
+            *(self.ahead, self.ahead_acked),
+        )
         """The keys of the functions that count readers."""
 
     def own_unacked(self, uid: str) -> str:
@@ -92,6 +112,8 @@ class Keyspace:
     rebuilt = _per_partition("rebuilt")
     creating = _per_partition("creating")
     unnotified = _per_partition("unnotified")
+    receipts_off = _per_partition("receipts_off")
+    last_seen = _per_partition("last_seen")
     online = _per_partition("online")
     online_ms = _per_partition("online_ms")
 

@@ -158,7 +158,7 @@ def was_caught_up(values: list[bytes]) -> bool:
 
 
 Push = tuple[bytes, list[bytes]]
-"""Data of a channel: its kind (m: message, r: recall, d: digest, j: joined, l: left), and its fields."""
+"""Data of a channel: its kind (m: message, r: recall, d: digest, p: position, j: joined, l: left), and its fields."""
 
 
 def push(data: bytes) -> Push:
@@ -186,9 +186,15 @@ def pushed_receipts(fields: list[bytes]) -> list[Receipt]:
     first, version, *items = fields
     gid, receipts = text(first), []
     for item_version, item in enumerate(items, int(version)):
-        msgid, read, unread = map(int, item.split())
-        receipts.append(Receipt(gid, msgids.unpack(msgid), read, unread, item_version))
+        msgid, read, unread, delivered = map(int, item.split())
+        receipts.append(Receipt(gid, msgids.unpack(msgid), read, unread, delivered, item_version))
     return receipts
+
+
+def pushed_position(fields: list[bytes]) -> tuple[str, int]:
+    """Return the gid and the offset (packed) of a push of kind p. Raise ValueError for any other data."""
+    gid, offset = fields
+    return text(gid), int(offset)
 
 
 def message_of_row(row: MessageRow) -> Message:

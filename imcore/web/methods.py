@@ -6,6 +6,7 @@ for whom it speaks; it may ask about any group without one.
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import Any, Literal, TypeVar
 
 from imcore.errors import ImError, InvalidInput, NotAllowed, NotMember, UnknownGroup, UnknownMessage
@@ -168,7 +169,7 @@ async def status(caller: Caller, *, gid: str, msgid: str | None = None, limit: i
     page = await caller.chat.history(caller.uid, gid, limit=limit)
     counts = {each.msgid: each for each in await caller.chat.tallies(gid, [each.msgid for each in page.messages])}
     return [
-        tally_record(MessageTally(each, counts[each.msgid].read, counts[each.msgid].unread))
+        tally_record(MessageTally(each, *attrgetter("read", "unread", "delivered")(counts[each.msgid])))
         for each in page.messages
         if each.msgid in counts
     ]

@@ -23,6 +23,7 @@ RECEIPT: Schema = {
         "msgid": {"type": "string"},
         "read": _COUNT,
         "unread": _COUNT,
+        "delivered": _COUNT,
         "version": _COUNT,
     },
     "required": ["gid", "msgid", "read", "unread", "version"],

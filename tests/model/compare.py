@@ -11,7 +11,7 @@ from imcore import msgid as msgids
 from imcore.model.values import Group, Member, Message, Tally, Unread
 from imcore.sql.database import Database
 from tests.helpers.plain_history import scroll_back, scroll_on
-from tests.model.reference import Model, ModelMessage
+from tests.model.reference import Model, ModelGroup, ModelMessage
 
 
 def compare_all(chat: Chat, model: Model, *, every: int = 1) -> None:
@@ -35,12 +35,13 @@ def compare_group(chat: Chat, model: Model, gid: str) -> None:
     uids = group.members()
     assert chat.group(gid) == Group(gid, len(uids), group.newest, group.msgid(group.newest))
     assert list(chat.members(gid)) == [
-        Member(gid, uid, group.msgid(group.current(uid).acked), model.unread(uid, gid), online=False) for uid in uids
+        Member(gid, uid, group.msgid(group.current(uid).acked), model.unread_for_others(uid, gid), online=False)
+        for uid in uids
     ]
     tallies = chat.status(gid, limit=0)
     assert [same_form(tally.message) for tally in tallies] == group.messages
-    receipts = [group.receipts(message).values() for message in group.messages]
-    assert [(tally.read, tally.unread) for tally in tallies] == [(sum(r), len(r) - sum(r)) for r in receipts]
+    counts = [_tally(group, message) for message in group.messages]
+    assert [(tally.read, tally.unread, tally.delivered) for tally in tallies] == counts
 
 
 def compare_offsets(chat: Chat, model: Model, gid: str) -> None:
@@ -59,10 +60,16 @@ def compare_names(chat: Chat, model: Model, gid: str, messages: Sequence[ModelMe
         receipts = group.receipts(message)
         status = chat.message_status(gid, message.msgid)
         assert same_form(status.message) == message
-        counts = Tally(gid, message.msgid, read=sum(receipts.values()), unread=len(receipts) - sum(receipts.values()))
-        assert chat.tally(gid, message.msgid) == counts
+        assert chat.tally(gid, message.msgid) == Tally(gid, message.msgid, *_tally(group, message))
         assert [reader.uid for reader in status.read_by] == sorted(uid for uid, read in receipts.items() if read)
         assert list(status.unread_by) == sorted(uid for uid, read in receipts.items() if not read)
+        arrived = group.deliveries(message).items()
+        assert list(status.delivered_to) == sorted(uid for uid, has_arrived in arrived if has_arrived)
+
+
+def _tally(group: ModelGroup, message: ModelMessage) -> tuple[int, int, int]:
+    read = list(group.receipts(message).values())
+    return sum(read), len(read) - sum(read), sum(group.deliveries(message).values())
 
 
 def compare_read_times(chat: Chat, model: Model, gid: str, *, every: int = 1) -> None:
@@ -85,11 +92,14 @@ def compare_user(chat: Chat, model: Model, uid: str) -> None:
     gids = model.groups_of(uid)
     assert chat.groups_of(uid) == gids
     assert [same_form(message) for message in chat.pull(uid)] == [m for gid in gids for m in model.pull(uid, gid)]
-    groups = [model.groups[gid] for gid in gids]
-    assert chat.unread(uid) == [
-        Unread(gid, model.unread(uid, gid), group.msgid(group.newest), group.msgid(group.current(uid).acked))
-        for gid, group in zip(gids, groups, strict=True)
-    ]
+    assert chat.unread(uid) == [_unread(model, uid, gid) for gid in gids]
+
+
+def _unread(model: Model, uid: str, gid: str) -> Unread:
+    group = model.groups[gid]
+    span = group.current(uid)
+    positions = group.msgid(group.newest), group.msgid(span.acked)
+    return Unread(gid, model.unread(uid, gid), *positions, marked=span.mark is not None)
 
 
 def compare_sql(database: Database, model: Model) -> None:
@@ -104,11 +114,11 @@ def compare_sql(database: Database, model: Model) -> None:
             ),
             key=str,
         )
-        members = connection.execute(text("SELECT gid, uid, last_ack_msgid FROM group_users"))
+        members = connection.execute(text("SELECT gid, uid, last_ack_msgid, last_delivered_msgid FROM group_users"))
         assert sorted(map(tuple, members), key=str) == sorted(_members(model), key=str)
-        acks = connection.execute(text("SELECT gid, msgid, sender_uid, recv_uid, if_ack FROM msg_acks"))
+        acks = connection.execute(text("SELECT gid, msgid, sender_uid, recv_uid, if_ack, if_delivered FROM msg_acks"))
         # Lists, so that a receipt that is there twice is seen
-        assert sorted((*row[:4], bool(row[4])) for row in acks) == sorted(_receipts(model))
+        assert sorted((*row[:4], bool(row[4]), bool(row[5])) for row in acks) == sorted(_receipts(model))
 
 
 def same_form(message: Message) -> ModelMessage:
@@ -125,18 +135,21 @@ def same_form(message: Message) -> ModelMessage:
     )
 
 
-def _members(model: Model) -> list[tuple[str, str, int | None]]:
+def _members(model: Model) -> list[tuple[str, str, int | None, int | None]]:
     rows = []
     for gid, group in model.groups.items():
         for uid in group.members():
-            offset = group.msgid(group.current(uid).acked)
-            rows.append((gid, uid, msgids.pack(offset) if offset else None))
+            span = group.current(uid)
+            offset, arrived = (
+                msgids.pack(msgid) if (msgid := group.msgid(seq)) else None for seq in (span.acked, span.delivered)
+            )
+            rows.append((gid, uid, offset, arrived))
     return rows
 
 
-def _receipts(model: Model) -> list[tuple[str, int, str, str, bool]]:
+def _receipts(model: Model) -> list[tuple[str, int, str, str, bool, bool]]:
     return [
-        (gid, msgids.pack(message.msgid), message.sender_uid, uid, read)
+        (gid, msgids.pack(message.msgid), message.sender_uid, uid, read, group.deliveries(message)[uid])
         for gid, group in model.groups.items()
         for message in group.messages
         for uid, read in group.receipts(message).items()

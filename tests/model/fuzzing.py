@@ -32,7 +32,7 @@ _NOTHING: dict[str, Callable[[], Any]] = {
     "sid": lambda: "never begun",
     "dead": lambda: f"0:{_OLD}",
     "message": lambda: Message(GIDS[0], _OLD, 1, UIDS[0], "hi"),
-    "receipt": lambda: Receipt(GIDS[0], _OLD, 1, 1, 1),
+    "receipt": lambda: Receipt(GIDS[0], _OLD, 1, 1, 1, 1),
     "session": lambda: Session(UIDS[0]),
     "outgoing": lambda: Outgoing(0, GIDS[0], None, "hi", "none"),
     "dataset": lambda: "none",

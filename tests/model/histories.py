@@ -44,6 +44,11 @@ STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "talk": (4, (_gid, st.integers(1, 4))),
     "ack": (8, (_gid, _uid, _back)),
     "ack_all": (2, (_gid, _uid)),
+    "ack_in_private": (3, (_gid, _uid, _back)),
+    "arrive": (6, (_gid, _uid, _back)),
+    "arrive_in_order": (4, (_gid, _uid, st.integers(1, 4))),
+    "mark": (3, (_gid, _uid, _back)),
+    "unmark": (1, (_gid, _uid)),
     "recall": (2, (_gid, _uid, _back, st.booleans())),
     "ack_of_no_message": (1, (_gid, _uid, st.integers(0, 3), _gid, st.sampled_from(AHEAD))),
     "ack_malformed": (1, (_gid, _uid, st.sampled_from(MALFORMED))),
@@ -268,6 +273,49 @@ class Histories(RuleBasedStateMachine):
             return ack.last_ack_msgid, ack.advanced
 
         self.both(gid, system, lambda: self.model.ack(gid, uid, msgid))
+
+    def ack_in_private(self, gid: str, uid: str, back: int) -> None:
+        message = self.message(gid, back)
+        msgid = message.msgid if message else None
+
+        def system() -> tuple[str | None, bool]:
+            ack = self.chat.ack(uid, gid, msgid, private=True)
+            return ack.last_ack_msgid, ack.advanced
+
+        self.both(gid, system, lambda: self.model.ack_in_private(gid, uid, msgid))
+
+    def arrive(self, gid: str, uid: str, back: int) -> None:
+        """One message comes to a client, perhaps past others that have not."""
+        message = self.message(gid, back)
+        if message:
+            self.arrived(gid, uid, message.msgid)
+
+    def arrive_in_order(self, gid: str, uid: str, times: int) -> None:
+        """The next messages come to a client."""
+        group = self.model.groups.get(gid, ModelGroup())
+        if uid in group.members():
+            delivered = group.current(uid).delivered
+            for message in group.messages[delivered : delivered + times]:
+                self.arrived(gid, uid, message.msgid)
+
+    def arrived(self, gid: str, uid: str, msgid: str) -> None:
+        def system() -> tuple[str | None, bool]:
+            delivery = self.chat.delivered(uid, gid, msgid)
+            return delivery.last_delivered_msgid, delivery.advanced
+
+        self.both(gid, system, lambda: self.model.delivered(gid, uid, msgid))
+
+    def mark(self, gid: str, uid: str, back: int) -> None:
+        message = self.message(gid, back)
+        if message:
+            self.both(
+                gid,
+                lambda: self.chat.mark_unread(uid, gid, message.msgid).unread,
+                lambda: self.model.mark_unread(gid, uid, message.msgid),
+            )
+
+    def unmark(self, gid: str, uid: str) -> None:
+        self.both(gid, lambda: self.chat.unmark(uid, gid).unread, lambda: self.model.unmark(gid, uid))
 
     def message(self, gid: str, back: int) -> ModelMessage | None:
         """The message that is this many before the newest, if there is one."""

@@ -30,14 +30,32 @@ class ModelMessage:
 class ModelSpan:
     """A membership: the messages after `joined`, up to and with `left` (None: it goes on). `acked` is the offset.
 
-    `acked_by` gives for each seq the number of the ack that confirmed it.
+    All up to `arrived` has come to some client, or up to `acked` if that is further. `private` is up to where the
+    member has read in private, `mark` is the place after which they have marked all unread. `acked_by` gives for each
+    seq the number of the ack that confirmed it.
     """
 
     uid: str
     joined: int
     left: int | None
     acked: int
+    arrived: int = 0
+    private: int = 0
+    mark: int | None = None
     acked_by: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def delivered(self) -> int:
+        return max(self.acked, self.arrived)
+
+    @property
+    def read(self) -> int:
+        """Up to where the member has read, whoever may know it."""
+        return max(self.acked, self.private)
+
+    @property
+    def unread_after(self) -> int:
+        return self.read if self.mark is None else self.mark
 
     def covers(self, seq: int) -> bool:
         """Whether the message was said while this membership lasted."""
@@ -97,6 +115,14 @@ class ModelGroup:
             if span.covers(message.seq) and span.uid != message.sender_uid
         }
 
+    def deliveries(self, message: ModelMessage) -> dict[str, bool]:
+        """For every recipient, whether the message has arrived."""
+        return {
+            span.uid: span.delivered >= message.seq
+            for span in self.spans
+            if span.covers(message.seq) and span.uid != message.sender_uid
+        }
+
     def read_by_ack(self, message: ModelMessage) -> dict[str, int]:
         """For everyone who has read the message, the number of the ack by which they did."""
         return {
@@ -140,7 +166,8 @@ class Model:
         group = self.group(gid)
         for uid in uids:
             if uid in group.members():
-                group.current(uid).left = group.newest
+                span = group.current(uid)
+                span.left, span.private, span.mark = group.newest, 0, None
 
     def stored(self, gid: str, uid: str, client_msgid: str | None) -> ModelMessage | None:
         """The message that this send would only repeat: same group, sender and client_msgid."""
@@ -201,7 +228,50 @@ class Model:
         self.acks += advanced
         span.acked_by |= dict.fromkeys(range(span.acked + 1, target + 1), self.acks)
         span.acked = max(span.acked, target)
+        self._unmark(span, target)
         return group.msgid(span.acked), advanced
+
+    def ack_in_private(self, gid: str, uid: str, msgid: str | None = None) -> tuple[str | None, bool]:
+        """Read up to a message, for the member alone; return the offset, and whether less is unread."""
+        group = self.group(gid)
+        span = group.current(uid)
+        target = group.newest if msgid is None else group.with_msgid(msgid).seq
+        before = span.unread_after
+        self._unmark(span, target)
+        if target > span.read:
+            span.private = target
+        return group.msgid(span.acked), span.unread_after > before
+
+    def _unmark(self, span: ModelSpan, target: int) -> None:
+        if span.mark is not None and target > span.mark:
+            span.mark = None
+
+    def delivered(self, gid: str, uid: str, msgid: str) -> tuple[str | None, bool]:
+        """One message has arrived: that counts if nothing of others is missing before it."""
+        group = self.group(gid)
+        span = group.current(uid)
+        target = group.with_msgid(msgid).seq
+        missing = [m for m in group.messages if span.delivered < m.seq < target and m.sender_uid != uid]
+        advanced = target > span.delivered and not missing
+        if advanced:
+            span.arrived = target
+        return group.msgid(span.delivered), advanced
+
+    def mark_unread(self, gid: str, uid: str, msgid: str) -> int:
+        """All from a message on is unread for the member; return how much that is."""
+        group = self.group(gid)
+        span = group.current(uid)
+        message = group.with_msgid(msgid)
+        if message.seq <= span.joined:
+            raise UnknownMessage
+        if message.recalls or message.seq <= group.newest - 100:
+            raise InvalidInput
+        span.mark = message.seq - 1
+        return self.unread(uid, gid)
+
+    def unmark(self, gid: str, uid: str) -> int:
+        self.group(gid).current(uid).mark = None
+        return self.unread(uid, gid)
 
     def groups_of(self, uid: str) -> list[str]:
         """The gids of the groups that the user is a member of, in their order."""
@@ -211,11 +281,22 @@ class Model:
         """What the member has not acked, their own messages included, oldest first."""
         group = self.group(gid)
         span = group.current(uid)
-        return [m for m in group.messages if m.seq > span.acked and span.covers(m.seq)][:limit]
+        return [m for m in group.messages if m.seq > span.read and span.covers(m.seq)][:limit]
 
-    def unread_messages(self, uid: str, gid: str) -> list[ModelMessage]:
-        """The messages of others that the member has not acked; no recalled ones, and no tombstones."""
-        return [m for m in self.pull(uid, gid) if not (m.sender_uid == uid or m.recalled or m.recalls)]
+    def unread_messages(self, uid: str, gid: str, *, after: int | None = None) -> list[ModelMessage]:
+        """The messages of others that are unread for the member; no recalled ones, and no tombstones.
+
+        After a seq that is given: for anybody else it is the offset.
+        """
+        group = self.group(gid)
+        span = group.current(uid)
+        after = span.unread_after if after is None else after
+        said = [m for m in group.messages if m.seq > after and span.covers(m.seq)]
+        return [m for m in said if not (m.sender_uid == uid or m.recalled or m.recalls)]
+
+    def unread_for_others(self, uid: str, gid: str) -> int:
+        """What anybody else is told that the member has not read."""
+        return len(self.unread_messages(uid, gid, after=self.group(gid).current(uid).acked))
 
     def unread(self, uid: str, gid: str) -> int:
         return len(self.unread_messages(uid, gid))

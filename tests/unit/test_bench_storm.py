@@ -35,7 +35,7 @@ def test_the_sender_knows_once_a_digest_counts_40_readers_of_a_message_of_this_r
     seen.note_sent("5-0", 7, 1.0)
 
     for at, msgid, read in ((2.0, "5-0", 39), (3.0, "4-0", 40), (4.0, "5-0", 40), (5.0, "5-0", 40)):
-        seen.note(ReceiptsChanged(Recipients([SENDER]), (Receipt("g", msgid, read, 199 - read, 1),)), SENDER, at)
+        seen.note(ReceiptsChanged(Recipients([SENDER]), (Receipt("g", msgid, read, 199 - read, read, 1),)), SENDER, at)
 
     assert seen.known == {7: 4.0}
     assert seen.digests == 4

@@ -57,9 +57,17 @@ def test_the_life_of_a_message() -> None:
     assert lines("unread", "bob") == [{"gid": "team", "unread": 0}]
     assert lines("pull", "bob") == []
 
-    assert lines("status", "team") == [{**sent, "read": 1, "unread": 1}]
+    assert lines("status", "team") == [{**sent, "read": 1, "unread": 1, "delivered": 1}]
     assert lines("status", "team", str(sent["msgid"])) == [
-        {**sent, "read": 1, "unread": 1, "read_by": [{"uid": "bob", "read_at": None}], "unread_by": ["cleo"]}
+        {
+            **sent,
+            "read": 1,
+            "unread": 1,
+            "delivered": 1,
+            "read_by": [{"uid": "bob", "read_at": None}],
+            "unread_by": ["cleo"],
+            "delivered_to": ["bob"],
+        }
     ]
 
 
@@ -100,7 +108,7 @@ def test_a_live_session_names_the_peer_of_a_one_to_one_chat(
     chat.create_group("team", ["ann", "bob"])
     events = [
         chat.send_direct("bob", "Hello", sender_uid="ann"),
-        Receipt("dm:3:ann:bob", "1767225600000-0", 1, 0, 1),
+        Receipt("dm:3:ann:bob", "1767225600000-0", 1, 0, 1, 1),
         chat.send("team", "Hi", sender_uid="ann"),
     ]
     monkeypatch.setattr(Device, "live", lambda self, stopping, **options: iter(events))
@@ -191,7 +199,7 @@ def test_confirmed_receipts_are_in_the_local_database(chat: Chat) -> None:
     assert [line["state"] for line in lines("log", "ann")] == ["stored"]
     im("ack", "bob", "team")
     # When
-    receipt = {"gid": "team", "msgid": msgid, "read": 1, "unread": 1}
+    receipt = {"gid": "team", "msgid": msgid, "read": 1, "unread": 1, "delivered": 1}
     assert lines("receipts", "ann", "--ack") == [receipt]
     # Then
     assert [line["state"] for line in lines("log", "ann")] == ["read 1/2"]
@@ -291,7 +299,7 @@ def test_a_user_who_left_all_groups_still_gets_receipts(chat: Chat) -> None:
     # When
     receipts = lines("receipts", "ann", "--ack", "--no-local")
     # Then
-    assert receipts == [{"gid": "team", "msgid": msgid, "read": 1, "unread": 0}]
+    assert receipts == [{"gid": "team", "msgid": msgid, "read": 1, "unread": 0, "delivered": 1}]
     assert refused("receipts", "ann") == "'ann' is in no group: add them to one first"
 
 

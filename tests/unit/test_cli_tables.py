@@ -178,7 +178,7 @@ def test_receipts_confirms_only_shown_receipts(chat: Chat, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("columns", [1, 20, 40, 80, 200])
 def test_a_terminal_shows_all_events_of_a_session(chat: Chat, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    events = [*chat.pull("bob"), Receipt("team", "1767225600000-0", 10, 20, 1)]
+    events = [*chat.pull("bob"), Receipt("team", "1767225600000-0", 10, 20, 10, 1)]
     monkeypatch.setattr("imcore.device.device.watch", lambda *_, **__: iter(events))
     piped_lines = [without_blanks(line) for line in piped("listen", "bob", "--no-local").splitlines()]
     piped_lines = [re.sub(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)\.\d{3}Z", r"\1\2Z", line) for line in piped_lines]

@@ -58,7 +58,7 @@ def test_requeued_events_are_taken_again_first() -> None:
 
 def test_a_retracted_message_is_neither_ready_nor_in_flight() -> None:
     # Given messages of two groups, some of them taken, and a digest
-    receipt = Receipt("g", f"{msgids.EPOCH_MS + 1}-0", 1, 0, 1)
+    receipt = Receipt("g", f"{msgids.EPOCH_MS + 1}-0", 1, 0, 1, 1)
     queue = DeliveryQueue([arrived(1), arrived(1, "h")])
     queue.take()
     queue.ready += [

@@ -87,7 +87,7 @@ def test_waiting_receipts_come_once_in_pieces_however_many(ann: Sender, chat: Ch
 
 def test_a_very_long_digest_becomes_several_events(ann: Sender) -> None:
     sent = ann.say(2 * RECEIPTS_PER_EVENT + 1)
-    receipts = [Receipt("team", msgid, 1, 1, number) for number, msgid in enumerate(sent, 1)]
+    receipts = [Receipt("team", msgid, 1, 1, 1, number) for number, msgid in enumerate(sent, 1)]
 
     events = ann.push(*receipts)
 
@@ -158,7 +158,7 @@ def test_another_server_counts_versions_anew(ann: Sender, chat: Chat) -> None:
         ann.mark([message])
     ann.ask()
     ann.delivery.forget_versions()
-    assert receipts_of(ann.push(Receipt("team", message, 2, 0, 1))) == [(message, 2)]
+    assert receipts_of(ann.push(Receipt("team", message, 2, 0, 2, 1))) == [(message, 2)]
 
 
 def test_after_an_error_all_waiting_receipts_still_come(ann: Sender, chat: Chat) -> None:
@@ -199,7 +199,7 @@ def test_receipts_are_confirmed_in_bounded_calls(ann: Sender, chat: Chat, monkey
 
     def counting(effect: Effect) -> Any:
         if isinstance(effect, RedisCalls):
-            sizes.extend(len(call.args) // 3 for call in effect.calls if call.function == "im_confirm")
+            sizes.extend(len(call.args) // 4 for call in effect.calls if call.function == "im_confirm")
         return perform_one(effect)
 
     monkeypatch.setattr(chat.performer, "perform_one", counting)

@@ -231,7 +231,8 @@ class TestTimesAndLimits:
             check_limit(limit)
 
     @pytest.mark.parametrize(
-        "receipts", [5, None, "abc", [5], [Receipt("g", "1767225600000-0", "many", 1, 1)], [Receipt(1, 2, 3, 4, 5)]]
+        "receipts",
+        [5, None, "abc", [5], [Receipt("g", "1767225600000-0", "many", 1, 1, 1)], [Receipt(1, 2, 3, 4, 3, 5)]],
     )
     def test_a_value_that_is_no_receipt_is_refused(self, receipts: Any) -> None:
         with pytest.raises(InvalidInput):

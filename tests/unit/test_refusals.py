@@ -46,13 +46,15 @@ WRONG: dict[str, Callable[[Any], object]] = {
     "a limit that is a text": lambda chat: chat.pull("ann", limit="1"),
     "a session that cannot be one": lambda chat: chat.heartbeat("ann", "\ud800"),
     "a session to end that cannot be one": lambda chat: chat.end_session("ann", None),
-    "a receipt of no msgid": lambda chat: chat.confirm_receipts("ann", [Receipt("team", "x", 1, 0, 1)]),
-    "a receipt of a huge version": lambda chat: chat.confirm_receipts("ann", [Receipt("team", MSGID, 1, 0, 2**70)]),
+    "a receipt of no msgid": lambda chat: chat.confirm_receipts("ann", [Receipt("team", "x", 1, 0, 1, 1)]),
+    "a receipt of a huge version": lambda chat: chat.confirm_receipts("ann", [Receipt("team", MSGID, 1, 0, 1, 2**70)]),
     "an id of a dead letter that is no text": lambda chat: dead_letters.show(chat.system.client, None),
     "a negative retention": lambda chat: retention.trim(chat.system, keep_messages=-1),
     "a time that is true": lambda chat: chat.send_many("team", [Draft("ann", "hi", "", True)]),
     "a limit that is true": lambda chat: chat.pull("ann", limit=True),
-    "a receipt that true have read": lambda chat: chat.confirm_receipts("ann", [Receipt("team", MSGID, True, 0, 1)]),
+    "a receipt that true have read": lambda chat: chat.confirm_receipts(
+        "ann", [Receipt("team", MSGID, True, 0, True, 1)]
+    ),
     "a gateway that acks every true messages": lambda chat: chat.gateway(ack_every=True),
     "a gateway that acks after true seconds": lambda chat: chat.gateway(ack_interval_s=True),
     "a poll for true seconds": lambda chat: chat.gateway().poll(True),

@@ -214,7 +214,7 @@ def test_only_old_read_times_are_deleted(chat: Chat, persist: Callable[[], None]
     # Then the readers are known, and the times are not
     after = chat.message_status("g", sent.msgid)
     assert after == replace(before, read_by=(Reader("bob", None),))
-    assert chat.tally("g", sent.msgid) == Tally("g", sent.msgid, 1, 1)
+    assert chat.tally("g", sent.msgid) == Tally("g", sent.msgid, 1, 1, 1)
 
 
 def test_a_fast_clock_deletes_no_read_times(

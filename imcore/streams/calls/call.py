@@ -72,6 +72,8 @@ ERRORS: Mapping[bytes, tuple[type[ImError], str]] = {
     b"NOTMEMBER": (errors.NotMember, "{uid!r} is not a member of {gid!r}"),
     b"NOTSENDER": (errors.NotSender, "{msgid} of {gid!r} is not by {uid!r}"),
     b"TOMBSTONE": (errors.InvalidInput, "{msgid} of {gid!r} is itself the recall of a message"),
+    b"UNSEEN": (errors.UnknownMessage, "{msgid} of {gid!r} is from before {uid!r} joined"),
+    b"TOOOLD": (errors.InvalidInput, "{msgid} is not among the newest 100 messages of {gid!r}: mark one of these"),
     b"FUTURE": (errors.UnknownMessage, "{msgid} has not been issued yet in {gid!r}"),
     b"TRIMMED": (Trimmed, "{msgid} of {gid!r} is no longer in Redis"),
     b"NOMSG": (errors.UnknownMessage, "{msgid} is not a message of {gid!r}"),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from imcore import msgid as msgids
 from imcore.model.values import Group
 from imcore.streams import wire
-from imcore.streams.calls.call import Call, checked
+from imcore.streams.calls.call import Call, checked, or_empty
 from imcore.streams.keys import CONFIG, Keyspace
 
 MembersCall = Callable[[Keyspace, str, Sequence[str]], Call[Group]]
@@ -27,20 +27,32 @@ NamesPage = tuple[str, list[str]]
 class Position(NamedTuple):
     """A member's position (msgids packed): `joined` is the newest message at the join of the present span.
 
-    `not_unread` counts own and recalled messages past the offset.
+    Read in private up to `private`, and marked unread after `mark`; 0 for neither. What comes after `unread_after` is
+    unread, except the `not_unread` own and recalled messages there; `seq` is the seq at that position.
     """
 
     head_seq: int
     last: int
     acked: int
-    acked_seq: int | None
+    seq: int | None
     not_unread: int
     joined: int
+    private: int = 0
+    mark: int = 0
+
+    @property
+    def read(self) -> int:
+        """Up to where the member has read, in private or not: a pull and a session begin there."""
+        return max(self.acked, self.private)
+
+    @property
+    def unread_after(self) -> int:
+        return self.mark or self.read
 
     @property
     def unread(self) -> int | None:
-        """The number of unread messages, or None if only SQL knows the seq at the offset."""
-        return None if self.acked_seq is None else self.head_seq - self.acked_seq - self.not_unread
+        """The number of unread messages, or None if only SQL knows the seq at their position."""
+        return None if self.seq is None else self.head_seq - self.seq - self.not_unread
 
 
 def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
@@ -58,7 +70,7 @@ def add_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
 def remove_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
     k = space.group(gid)
     pairs = [key for uid in uids for key in (k.groups_of(uid), k.own_unacked(uid))]
-    keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, *pairs)
+    keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, *k.positions, *pairs)
     return Call("im_leave", keys, (gid, k.inboxes, *uids), group_of(gid), gid, writes=True)
 
 
@@ -82,16 +94,36 @@ def being_created(space: Keyspace) -> list[Call[list[str]]]:
     return [Call("", (), ("HKEYS", space.creating(p)), wire.texts) for p in range(space.partitions)]
 
 
-def position(space: Keyspace, gid: str, uid: str) -> Call[Position]:
+def position(space: Keyspace, gid: str, uid: str, *, for_others: bool = False) -> Call[Position]:
+    """Ask for a member's position; `for_others`: without the bookmark, which only the member may know."""
+    keys = _position_keys(space, gid, uid)
+    return Call("im_unread", keys, (uid, int(for_others)), lambda answer: _position(answer, gid, uid), gid)
+
+
+def mark(
+    space: Keyspace, gid: str, uid: str, msgid: int | None, *, seq: int | None = None, own: Sequence[int] = ()
+) -> Call[Position]:
+    """Mark a message (packed; None: none) and all later ones unread for a member; answers the position then.
+
+    If only SQL has it, `seq` is its seq, and `own` are the member's own messages from there on that SQL has.
+    """
     k = space.group(gid)
+    args = (gid, k.inboxes + uid, uid, or_empty(msgid), or_empty(seq), *own)
 
     def decode(answer: Any) -> Position:
-        head_seq, last, acked, acked_seq, not_unread, joined = checked(answer, gid, uid=uid)
-        seq = None if acked_seq == b"" else int(acked_seq)
-        return Position(int(head_seq), int(last), int(acked), seq, not_unread, int(joined))
+        return _position(answer, gid, uid, msgid)
 
-    keys = (k.meta, k.stream, k.acked, k.own_unacked(uid), k.recalled, k.joined)
-    return Call("im_unread", keys, (uid,), decode, gid)
+    return Call("im_mark", (*_position_keys(space, gid, uid), k.journal), args, decode, gid, writes=True)
+
+
+def _position_keys(space: Keyspace, gid: str, uid: str) -> tuple[str, ...]:
+    k = space.group(gid)
+    return k.meta, k.stream, k.acked, k.own_unacked(uid), k.recalled, k.joined, k.bookmarks
+
+
+def _position(answer: Any, gid: str, uid: str, msgid: int | None = None) -> Position:
+    head_seq, last, acked, seq, *rest = checked(answer, gid, uid=uid, msgid=msgid)
+    return Position(int(head_seq), int(last), int(acked), None if seq == b"" else int(seq), *map(int, rest))
 
 
 def dataset() -> Call[str | None]:

@@ -34,9 +34,9 @@ class HistoryPart(NamedTuple):
 
 
 class UnreadPosition(NamedTuple):
-    """The position of a member, and the first unread message past the trim point; all packed."""
+    """Up to where a member has read, and the first unread message past the trim point; all packed."""
 
-    offset: int
+    read: int
     joined: int
     trimmed: int
     msgid: int | None
@@ -62,8 +62,8 @@ def first_unread(space: Keyspace, gid: str, uid: str) -> Call[UnreadPosition]:
     k = space.group(gid)
 
     def decode(answer: Any) -> UnreadPosition:
-        offset, joined, trimmed, msgid = checked(answer, gid, uid=uid)
-        return UnreadPosition(int(offset), int(joined), int(trimmed), int(msgid) if msgid else None)
+        read, joined, trimmed, msgid = checked(answer, gid, uid=uid)
+        return UnreadPosition(int(read), int(joined), int(trimmed), int(msgid) if msgid else None)
 
-    keys = (k.meta, k.stream, k.acked, k.joined, k.recalled, k.own_unacked(uid))
+    keys = (k.meta, k.stream, k.acked, k.joined, k.recalled, k.own_unacked(uid), k.bookmarks)
     return Call("im_first_unread", keys, (uid,), decode, gid)

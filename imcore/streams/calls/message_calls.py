@@ -1,6 +1,6 @@
 """Calls that send, recall, pull, ack and trim messages. No I/O; see `lua/messages.lua` and `lua/acks.lua`."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from imcore import msgid as msgids
@@ -42,19 +42,38 @@ class AckTarget(NamedTuple):
 class AckResult(NamedTuple):
     """The offset of the members who acked a target, or why it cannot be acked.
 
-    `unmoved` has the offsets of members who had acked it before, and the errors of uids that are no members.
+    `unmoved` has the offsets of members whose offset did not move, and the errors of uids that are no members. Some of
+    these have `read_in_private`: less is unread for them than before. For those in `unsure` only SQL knows whether
+    another message comes before one that came alone.
     """
 
     gid: str
     target: int | ImError
     unmoved: Mapping[str, int | NotMember]
+    read_in_private: Collection[str] = ()
+    unsure: Collection[str] = ()
 
     def of(self, uid: str) -> Ack | ImError:
         """Return the result of one member's ack."""
         offset = self.unmoved.get(uid, self.target)
         if isinstance(offset, ImError):
             return offset
-        return Ack(self.gid, uid, msgids.unpack_offset(offset), uid not in self.unmoved)
+        has_advanced = uid not in self.unmoved or uid in self.read_in_private
+        return Ack(self.gid, uid, msgids.unpack_offset(offset), has_advanced)
+
+
+class DeliveryTarget(NamedTuple):
+    """A message (packed msgid, None: the newest) that has arrived at clients of members.
+
+    All messages after `since` (packed), up to it, have arrived. If it came alone, SQL has no message of others up to
+    `since` that has not. For `seq` see AckTarget.
+    """
+
+    msgid: int | None
+    uids: Sequence[str]
+    since: int = 0
+    alone: bool = False
+    seq: int | None = None
 
 
 class LeftOut(NamedTuple):
@@ -105,23 +124,42 @@ def send(space: Keyspace, gid: str, drafts: Sequence[Draft], idempotency_ms: int
     return Call("im_send", (*k.for_send, *own), tuple(args), decode, gid, writes=True)
 
 
-def ack(space: Keyspace, gid: str, targets: Sequence[AckTarget]) -> Call[list[AckResult]]:
-    args: list[Value] = [gid]
+def ack(space: Keyspace, gid: str, targets: Sequence[AckTarget], *, private: bool = False) -> Call[list[AckResult]]:
+    """Ack messages; `private`: for nobody else to see."""
+    args: list[Value] = [gid, int(private)]
     for target in targets:
         args += (or_empty(target.msgid), or_empty(target.seq), len(target.uids))
         args += target.uids
 
     def decode(answer: list[Any]) -> list[AckResult]:
-        return [
-            AckResult(
-                gid,
-                int(item[0]) if item[0].isdigit() else error_of(item[0], gid, msgid=target.msgid),
-                _apart(gid, target.uids, item[1:]) if len(item) > 1 else {},
-            )
-            for item, target in zip(answer, targets, strict=True)
-        ]
+        return [_result(gid, target.msgid, target.uids, item) for item, target in zip(answer, targets, strict=True)]
 
     return Call("im_ack", space.group(gid).for_ack, tuple(args), decode, gid, writes=True)
+
+
+def delivered(space: Keyspace, gid: str, targets: Sequence[DeliveryTarget]) -> Call[list[AckResult]]:
+    """Note what has arrived. The results have the positions of delivery in place of the offsets."""
+    args: list[Value] = [gid]
+    for target in targets:
+        args += (or_empty(target.msgid), or_empty(target.seq), int(target.alone), target.since, len(target.uids))
+        args += target.uids
+
+    def decode(answer: list[Any]) -> list[AckResult]:
+        return [_result(gid, target.msgid, target.uids, item) for item, target in zip(answer, targets, strict=True)]
+
+    return Call("im_delivered", space.group(gid).for_ack, tuple(args), decode, gid, writes=True)
+
+
+def _result(gid: str, msgid: int | None, uids: Sequence[str], item: list[Any]) -> AckResult:
+    target = int(item[0]) if item[0].isdigit() else error_of(item[0], gid, msgid=msgid)
+    if len(item) == 1:
+        return AckResult(gid, target, {})
+    found = list(zip(item[1::2], item[2::2], strict=True))
+    private, unsure = (
+        frozenset(uids[number] for number, at in found if at.startswith(prefix)) for prefix in (b"p", b"s")
+    )
+    numbers = [part for number, at in found for part in (number, at.removeprefix(b"p").removeprefix(b"s"))]
+    return AckResult(gid, target, _apart(gid, uids, numbers), private, unsure)
 
 
 def _apart(gid: str, uids: Sequence[str], numbers: list[Any]) -> dict[str, int | NotMember]:
@@ -164,7 +202,7 @@ def pull(
     most_bytes: int,
     newest: int | None = None,
 ) -> Call[PullResult]:
-    """Ask for unacked messages of members. `after` is their shared position. A single member may have None: the offset.
+    """Ask for unacked messages of members. `after` is their shared position; None: where a single member is.
 
     At most `count` messages, and `most_bytes` of text, exceeded by the first message only. With `newest`, all messages
     but so many of the newest are left out.
@@ -179,7 +217,8 @@ def pull(
 
     limit = "" if newest is None else min(newest, msgids.HIGHEST)
     args: list[Value] = [or_empty(after), count, most_bytes, limit, *uids]
-    return Call("im_pull", (k.meta, k.stream, k.acked, k.joined, k.recalled), tuple(args), decode, gid)
+    keys = (k.meta, k.stream, k.acked, k.joined, k.recalled, k.bookmarks)
+    return Call("im_pull", keys, tuple(args), decode, gid)
 
 
 def _left_out(after: bytes, first: bytes, keep: bytes | None = None) -> LeftOut:

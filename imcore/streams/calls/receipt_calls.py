@@ -14,6 +14,7 @@ from imcore.streams.keys import SEPARATOR, Keyspace, uid_of
 class Counts(NamedTuple):
     read: int
     unread: int
+    delivered: int
 
 
 class TallyPage(NamedTuple):
@@ -30,6 +31,8 @@ class TallyPage(NamedTuple):
 class Names(NamedTuple):
     """A page of the members behind a tally, perhaps with the sender. `message` is None if it is trimmed.
 
+    Those in `arrived` are in `unread`, too: they have it, and have not read it.
+
     The next page begins at `cursor`; it is '0' after the last one. `newest` is the group's newest message (packed) at
     the first page.
     """
@@ -38,6 +41,7 @@ class Names(NamedTuple):
     cursor: str
     read: set[str]
     unread: set[str]
+    arrived: set[str]
     newest: int
 
 
@@ -96,7 +100,7 @@ def status(space: Keyspace, gid: str, *, before: str, count: int, most_bytes: in
     def decode(answer: list[Any]) -> TallyPage:
         return TallyPage(
             int(answer[0]),
-            [MessageTally(wire.message(gid, entry), read, unread) for entry, read, unread in answer[1]],
+            [MessageTally(wire.message(gid, entry), *counts) for entry, *counts in answer[1]],
             answer[2] == 1,
         )
 
@@ -107,9 +111,9 @@ def names(space: Keyspace, gid: str, msgid: int, *, cursor: str, newest: int | N
     """Ask who has read a message and who has not, about `count` of them; after the first page with its `newest`."""
 
     def decode(answer: Any) -> Names:
-        entry, next_cursor, read, unread, newest = checked(answer, gid, msgid=msgid)
+        entry, next_cursor, read, unread, arrived, newest = checked(answer, gid, msgid=msgid)
         message = wire.message(gid, entry) if entry else None
-        return Names(message, next_cursor.decode(), _uids(read), _uids(unread), int(newest))
+        return Names(message, next_cursor.decode(), _uids(read), _uids(unread), _uids(arrived), int(newest))
 
     return Call("im_readers", space.group(gid).for_tally, (msgid, cursor, count, or_empty(newest)), decode, gid)
 
@@ -135,8 +139,14 @@ def publish_receipts(space: Keyspace, gid: str, sender_uid: str, changed: Sequen
     args: list[Value] = [k.inboxes + sender_uid, gid, sender_uid]
     for change in changed:
         args += (change.msgid, or_empty(change.span))
-    keys = (k.meta, k.version, k.acked, k.joined, k.left, k.dirty(sender_uid))
+    keys = (k.meta, k.version, k.acked, k.joined, k.left, k.dirty(sender_uid), k.ahead, k.ahead_acked)
     return Call("im_publish_receipts", keys, tuple(args), int, gid, writes=True)
+
+
+def publish_positions(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[int]:
+    """Tell the live sessions of some users where their own offsets are; answers how many connections heard."""
+    k = space.group(gid)
+    return Call("im_publish_positions", (k.acked,), (gid, k.inboxes, *uids), int, gid, writes=True)
 
 
 def confirm(space: Keyspace, uid: str, receipts: Sequence[Receipt]) -> list[Call[int]]:
@@ -145,7 +155,9 @@ def confirm(space: Keyspace, uid: str, receipts: Sequence[Receipt]) -> list[Call
     for receipt in receipts:
         k = space.group(receipt.gid)
         member = f"{receipt.gid}{SEPARATOR}{msgids.pack(receipt.msgid)}"
-        by_keys.setdefault((k.dirty(uid), k.journal), []).extend((member, receipt.version, receipt.read))
+        by_keys.setdefault((k.dirty(uid), k.journal), []).extend(
+            (member, receipt.version, receipt.read, receipt.delivered)
+        )
     return [Call("im_confirm", keys, tuple(args), int, writes=True) for keys, args in by_keys.items()]
 
 

@@ -6,7 +6,8 @@
 -- sorted-set score and a Lua number. It travels as decimal text. 0 is the position before the first message.
 --
 -- Keys of one group (all in the slot of its partition's hash tag):
---   meta    hash    seq (of the newest message), last (its packed msgid), trimmed (packed msgid of the newest trimmed entry)
+--   meta    hash    seq (of the newest message), last (its packed msgid), trimmed (packed msgid of the newest trimmed entry);
+--                   receipts (`counts` or `off`; without: `names`), asked_by (`members`; without: `sender`)
 --   stream  stream  one entry per message, one consumer group per current member; its last-delivered-id is the offset
 --   acked   zset    span key -> packed offset
 --   joined  zset    span key -> newest message at the join
@@ -14,8 +15,13 @@
 --   idempotency_newer, idempotency_older  hashes that rotate, so that each entry lives long enough: uid SEP client_msgid ->
 --                   "msgid seq", and SEP -> "since length seen" (ms): when the table began by its own count of time, for how
 --                   long its entries count, when it was last looked at. Without a TTL: a server may evict keys that have one.
---   own_unacked list  per member, packed, oldest first. Entries past the offset are own messages, which are not unread.
---                   Entries that the offset has passed are dropped when the next one is appended.
+--   own_unacked list  per member, packed, oldest first. Entries past the offset or a mark before it are own messages, which
+--                   are not unread. Entries that both have passed are dropped when the next one is appended.
+--   ahead   zset    span key -> packed position up to which messages have arrived, for spans where that is past the offset
+--   ahead_acked zset the same span keys -> packed offset
+--   bookmarks hash  uid of a member -> "private mark" (packed; 0 for neither): read in private up to `private`, which is past the
+--                   offset; marked unread after `mark`, the position just before the marked message. The user's own: no other
+--                   user's answer may differ by it.
 --   recalled zset   packed msgids of recalled messages and of the tombstones that recall them: never unread
 -- Keys of one user in one partition:
 --   groups_of set   gids of the user's groups in that partition
@@ -25,6 +31,8 @@
 -- Keys of one partition, beside its journal:
 --   online   zset   uid -> end of the user's last session (ms)
 --   online_ms string the greatest length of any session
+--   receipts_off set uids who read in private only; every partition has all of them
+--   last_seen zset  uid -> when the user's last session ended (ms), for users of this partition without one
 --   creating hash   gid -> "token end length" of a group that is being created in steps and does not exist yet
 --   unnotified hash the same for a group that exists, until all its members are notified
 -- A span key is the uid while the span is open, and uid SEP joined once it is closed.
@@ -36,7 +44,7 @@
 -- Errors begin with a code: NOGROUP, CREATING, ABANDONED, CLOCK, LOST. In a call for many items, an item that fails
 -- is answered with a code (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others are carried out.
 
-local VERSION = 11
+local VERSION = 12
 local EPOCH_MS = 1577836800000
 local PER_MS = 8192
 local HIGHEST = 9007199254740991  -- of all packed msgids

@@ -195,10 +195,11 @@ local function add_closed_span(acked, joined, left, uid, from, to, offset)
 end
 
 -- im_leave: end memberships; a uid that is no member is skipped.
--- Keys: meta, stream, acked, joined, left, journal, then groups_of and own_unacked of each.
+-- Keys: meta, stream, acked, joined, left, journal, ahead, ahead_acked, bookmarks, then groups_of and own_unacked of each.
 -- Arguments: gid, prefix of the inbox channels, then each uid. Answer: {members, seq, last}. Errors: NOGROUP.
 define_for_group('im_leave', ALLOW_OOM, function(keys, args, seq, last)
   local stream, acked, joined, left = keys[2], keys[3], keys[4], keys[5]
+  local records = {}
   for i = 3, #args do
     local uid = args[i]
     local offset = redis.call('ZSCORE', acked, uid)
@@ -207,11 +208,16 @@ define_for_group('im_leave', ALLOW_OOM, function(keys, args, seq, last)
       redis.call('ZREM', acked, uid)
       redis.call('ZREM', joined, uid)
       add_closed_span(acked, joined, left, uid, from, last, offset)
-      remove_member(stream, uid, keys[1 + 2 * i], keys[2 + 2 * i], args[1])
+      close_ahead(keys[7], keys[8], uid, uid .. SEP .. from, last, offset)
+      if redis.call('HEXISTS', keys[9], uid) == 1 then
+        change_bookmark(keys[9], from, uid, 0, 0, records)
+      end
+      remove_member(stream, uid, keys[4 + 2 * i], keys[5 + 2 * i], args[1])
       append_entry(keys[6], 'kind', 'leave', 'gid', args[1], 'uid', uid, 'joined', from, 'left', decimal(last))
       notify(args[2], uid, {'l', args[1]})
     end
   end
+  append_records(keys[6], 'bookmarks', args[1], 'bookmarks', records)
   return {member_count(acked, left), seq, decimal(last)}
 end)
 

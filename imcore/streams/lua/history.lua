@@ -36,16 +36,18 @@ local function first_unread_after(keys, position, head, last)
 end
 
 -- im_first_unread: where the first unread message of a member is, as far as Redis knows.
--- Keys: meta, stream, acked, joined, recalled, own_unacked. Arguments: uid.
--- Answer: {offset, packed msgid after which they joined, trimmed, packed msgid of the first unread message past `trimmed`, '' without
+-- Keys: meta, stream, acked, joined, recalled, own_unacked, bookmarks. Arguments: uid.
+-- Answer: {position after which messages are unread, packed msgid after which they joined, trimmed, packed msgid of the first unread message past `trimmed`, '' without
 -- one}; messages up to `trimmed` are in SQL only. Or NOTMEMBER. Errors: NOGROUP.
 define_for_group('im_first_unread', READ_ONLY, function(keys, args, head, last, trimmed)
   local offset = redis.call('ZSCORE', keys[3], args[1])
   if not offset then
     return 'NOTMEMBER'
   end
-  local first = first_unread_after(keys, math.max(tonumber(offset), tonumber(trimmed)), head, last)
-  return {offset, redis.call('ZSCORE', keys[4], args[1]), trimmed, first and decimal(first) or ''}
+  local private, mark = parse_bookmark(redis.call('HGET', keys[7], args[1]))
+  local position = unread_position(tonumber(offset), private, mark)
+  local first = first_unread_after(keys, math.max(position, tonumber(trimmed)), head, last)
+  return {decimal(position), redis.call('ZSCORE', keys[4], args[1]), trimmed, first and decimal(first) or ''}
 end)
 
 -- im_history: the messages on both sides of a position, or of the page that is there already, as far as a member may see them.

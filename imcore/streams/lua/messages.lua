@@ -3,11 +3,13 @@
 -- At most this many acked own messages are dropped at once; the rest with the next message.
 local MAX_TRIMMED_OWN = 200000
 
--- The state of a sender within one call of im_send, nil for no member. `id` is set once their offset has moved.
-local function load_sender(senders, uid, keys)
+-- The state of a sender within one call of im_send, nil for no member. `id` is set once their offset has moved; `mark` is that of
+-- their bookmark, 0 without one.
+local function load_sender(senders, uid, keys, has_bookmarks)
   local offset = redis.call('ZSCORE', keys[3], uid)
   if offset then
-    senders[uid] = {offset = tonumber(offset), span = redis.call('ZSCORE', keys[4], uid)}
+    local _, mark = parse_bookmark(has_bookmarks and redis.call('HGET', keys[9], uid))
+    senders[uid] = {offset = tonumber(offset), span = redis.call('ZSCORE', keys[4], uid), mark = mark}
   end
   return senders[uid]
 end
@@ -30,11 +32,11 @@ local function count_acked_own(own, offset)
   return low, all
 end
 
--- Append an own message past the offset, and drop those that the offset has passed.
-local function append_own_unacked(own, packed, offset)
+-- Append an own message past the offset or a mark, and drop those up to a floor, which both have passed.
+local function append_own_unacked(own, packed, floor)
   local oldest = redis.call('LINDEX', own, 0)
-  if oldest and tonumber(oldest) <= offset then
-    local passed, all = count_acked_own(own, offset)
+  if oldest and tonumber(oldest) <= floor then
+    local passed, all = count_acked_own(own, floor)
     if passed == all then
       redis.call('UNLINK', own)
     else
@@ -53,7 +55,8 @@ end
 -- im_send: store messages, publish them to the online members, and append them to the journal.
 -- A sender who was caught up stays caught up; otherwise the message is appended to their own_unacked list.
 -- A client_msgid that the sender has used before stores nothing; it is answered with the message that it made.
--- Keys: meta, stream, acked, joined, left, idempotency_newer, idempotency_older, journal, then own_unacked of each message's sender.
+-- Keys: meta, stream, acked, joined, left, idempotency_newer, idempotency_older, journal, bookmarks, then own_unacked of each
+-- message's sender.
 -- Arguments: gid, push channel, idempotency_ms, then for each message: uid, client_msgid or '', sent_at in ms or '', meta as JSON or
 -- '', content.
 -- Answer: for each message {msgid, seq, number of its recipients, 1 if it was stored before}, or NOTMEMBER. Errors: NOGROUP.
@@ -66,7 +69,8 @@ define('im_send', DENY_OOM, function(keys, args)
   local answers, senders, first_id, last_id, stored = {}, {}, nil, nil, 0
   local known, state = known_client_msgids(keys[6], keys[7], args)
   local new_pairs, recipients = {}, member_count(keys[3], keys[5]) - 1
-  for number = 1, #keys - 8 do
+  local has_bookmarks = redis.call('EXISTS', keys[9]) == 1
+  for number = 1, #keys - 9 do
     local a = 5 * number - 1
     local uid, cid, sent, meta, text = args[a], args[a + 1], args[a + 2], args[a + 3], args[a + 4]
     local field = cid ~= '' and uid .. SEP .. cid
@@ -86,8 +90,9 @@ define('im_send', DENY_OOM, function(keys, args)
       last = pack(id)
       if caught_up then
         sender.offset, sender.id, sender.seq = last, id, seq
-      else
-        append_own_unacked(keys[8 + number], last, sender.offset)
+      end
+      if not caught_up or sender.mark > 0 then
+        append_own_unacked(keys[9 + number], last, own_floor(sender.offset, sender.mark))
       end
       if field then
         known[field] = id .. ' ' .. seq
@@ -220,7 +225,8 @@ local function leave_out(stream, start, seq, last, trimmed, most)
 end
 
 -- im_pull: the messages that members have not acked, oldest first.
--- Keys: meta, stream, acked, joined, recalled. Arguments: packed msgid to start after, or '' for the first uid's offset; limit;
+-- Keys: meta, stream, acked, joined, recalled, bookmarks. Arguments: packed msgid to start after, or '' for where the first uid has
+-- read up to, in private or not; limit;
 -- limit of bytes of text, exceeded by the first message only; how many of the newest messages to begin with at most, '' for
 -- all; then the uids that all start there.
 -- For a single uid, a start before they joined is moved up to there.
@@ -236,7 +242,8 @@ define_for_group('im_pull', READ_ONLY, function(keys, args, seq, last, trimmed)
     if not joined then
       return 'NOTMEMBER'
     elseif start == '' then
-      start = redis.call('ZSCORE', keys[3], args[5])
+      local private = parse_bookmark(redis.call('HGET', keys[6], args[5]))
+      start = decimal(math.max(tonumber(redis.call('ZSCORE', keys[3], args[5])), private))
     elseif tonumber(joined) > tonumber(start) then
       start = joined
     end

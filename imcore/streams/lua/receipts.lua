@@ -4,9 +4,9 @@ local function is_before(one, other)
   return tonumber(one) < tonumber(other)
 end
 
--- Count the spans that have acked each message between two that are counted. The counts never rise with later messages, so
--- where both ends are equal, all between are.
-local function count_between(acked, messages, low, high, counts)
+-- Count the spans whose position is at or past each message between two that are counted. The counts never rise with later
+-- messages, so where both ends are equal, all between are.
+local function count_between(positions, messages, low, high, counts)
   local count = counts[messages[low]]
   if count == counts[messages[high]] then
     for i = low + 1, high - 1 do
@@ -14,15 +14,26 @@ local function count_between(acked, messages, low, high, counts)
     end
   elseif high - low > 1 then
     local middle = math.floor((low + high) / 2)
-    counts[messages[middle]] = redis.call('ZCOUNT', acked, messages[middle], '+inf')
-    count_between(acked, messages, low, middle, counts)
-    count_between(acked, messages, middle, high, counts)
+    counts[messages[middle]] = redis.call('ZCOUNT', positions, messages[middle], '+inf')
+    count_between(positions, messages, low, middle, counts)
+    count_between(positions, messages, middle, high, counts)
   end
 end
 
+-- How many spans have a position at or past each message, by message.
+local function counts_of(positions, messages)
+  local lowest, highest = messages[1], messages[#messages]
+  local counts = {[lowest] = redis.call('ZCOUNT', positions, lowest, '+inf')}
+  if lowest ~= highest then
+    counts[highest] = redis.call('ZCOUNT', positions, highest, '+inf')
+    count_between(positions, messages, 1, #messages, counts)
+  end
+  return counts
+end
+
 -- The counts that the tallies of messages (packed, as decimals; at least one) are computed from. If no span begins or ends
--- between them, these two counts are the same for all.
-local function tally_context(keys, messages)
+-- between them, these two counts are the same for all. `ahead` and `ahead_acked` are keys.
+local function tally_context(keys, messages, ahead, ahead_acked)
   for i = 2, #messages do
     if is_before(messages[i], messages[i - 1]) then
       table.sort(messages, is_before)
@@ -30,61 +41,68 @@ local function tally_context(keys, messages)
     end
   end
   local lowest, highest = messages[1], messages[#messages]
-  local context = {joined = keys[4], left = keys[5], acked = keys[3], spans = redis.call('ZCARD', keys[4]), offsets = {}}
+  local context = {joined = keys[4], left = keys[5], acked = keys[3], spans = redis.call('ZCARD', keys[4]), senders = {}}
   local before = redis.call('ZCOUNT', keys[4], '-inf', '(' .. lowest)
   local ended = redis.call('ZCOUNT', keys[5], '-inf', '(' .. lowest)
-  local counts = {[lowest] = redis.call('ZCOUNT', keys[3], lowest, '+inf')}
-  if lowest ~= highest then
-    counts[highest] = redis.call('ZCOUNT', keys[3], highest, '+inf')
-    count_between(keys[3], messages, 1, #messages, counts)
-  end
   if lowest == highest or before == redis.call('ZCOUNT', keys[4], '-inf', '(' .. highest)
       and ended == redis.call('ZCOUNT', keys[5], '-inf', '(' .. highest) then
     context.before, context.ended = before, ended
   end
-  context.counts = counts
+  context.counts = counts_of(keys[3], messages)
+  if redis.call('EXISTS', ahead) == 1 then
+    context.ahead, context.ahead_counts, context.ahead_acked = ahead, counts_of(ahead, messages), counts_of(ahead_acked, messages)
+  end
   return context
 end
 
--- The offset of a sender within the span they sent in; -1 without one.
-local function offset_in_span(context, sender, span)
+-- The offset of a sender within the span they sent in, and how far messages have arrived in it; -1 without one.
+local function positions_in_span(context, sender, span)
   local key = sender .. SEP .. span
-  local offset = context.offsets[key]
-  if not offset then
+  local positions = context.senders[key]
+  if not positions then
     local is_open = redis.call('ZSCORE', context.joined, sender) == span
-    offset = tonumber(redis.call('ZSCORE', context.acked, is_open and sender or key) or '-1')
-    context.offsets[key] = offset
+    local offset = tonumber(redis.call('ZSCORE', context.acked, is_open and sender or key) or '-1')
+    local ahead = context.ahead and redis.call('ZSCORE', context.ahead, is_open and sender or key)
+    positions = {offset, ahead and tonumber(ahead) or offset}
+    context.senders[key] = positions
   end
-  return offset
+  return positions[1], positions[2]
 end
 
--- Read and unread of one message. The sender is counted in neither (an admin who recalls has no span).
+-- Read, unread and delivered of one message. The sender is counted in none (an admin who recalls has no span).
 --   read       = spans that have acked it - spans that began at or after it - the sender, if they have acked it
 --   recipients = spans that began before it - spans that ended before it - the sender
+--   delivered  = read + spans where it has arrived, but is not acked
+-- Of the spans in `ahead` it has arrived, but is not acked, where the position is at or past it and the offset is not. Spans that
+-- began later have both past it.
 local function tally(context, message, sender, span)
   local before = context.before or redis.call('ZCOUNT', context.joined, '-inf', '(' .. message)
   local ended = context.ended or redis.call('ZCOUNT', context.left, '-inf', '(' .. message)
   local read = context.counts[message] - (context.spans - before)
+  local arrived = context.ahead and context.ahead_counts[message] - context.ahead_acked[message] or 0
   local recipients = before - ended
   if span ~= '' then
     recipients = recipients - 1
-    if offset_in_span(context, sender, span) >= tonumber(message) then
+    local offset, delivered = positions_in_span(context, sender, span)
+    if offset >= tonumber(message) then
       read = read - 1
+    elseif delivered >= tonumber(message) then
+      arrived = arrived - 1
     end
   end
-  return read, recipients - read
+  return read, recipients - read, read + arrived
 end
 
--- im_tally: read and unread of messages.
--- Keys: meta, stream, acked, joined, left. Arguments: for each message its packed msgid, sender and the sender's span; the last
+-- im_tally: read, unread and delivered of messages.
+-- Keys: meta, stream, acked, joined, left, recalled, ahead, ahead_acked. Arguments: for each message its packed msgid, sender and the sender's span; the last
 -- two are '' to be looked up.
--- Answer: for each {read, unread}, or NOMSG, FUTURE, TRIMMED. Errors: NOGROUP.
+-- Answer: for each {read, unread, delivered}, or NOMSG, FUTURE, TRIMMED. Errors: NOGROUP.
 define_for_group('im_tally', READ_ONLY, function(keys, args, _, last, trimmed)
   local answers, messages = {}, {}
   for i = 1, #args, 3 do
     messages[#messages + 1] = args[i]
   end
-  local context = args[1] and tally_context(keys, messages)
+  local context = args[1] and tally_context(keys, messages, keys[7], keys[8])
   for i = 1, #args, 3 do
     local message, sender, span, problem = args[i], args[i + 1], args[i + 2], nil
     if sender == '' then
@@ -97,17 +115,16 @@ define_for_group('im_tally', READ_ONLY, function(keys, args, _, last, trimmed)
     if problem then
       answers[#answers + 1] = problem
     else
-      local read, not_read = tally(context, message, sender, span)
-      answers[#answers + 1] = {read, not_read}
+      answers[#answers + 1] = {tally(context, message, sender, span)}
     end
   end
   return answers
 end)
 
 -- im_status: the newest messages in Redis with their tallies, newest first.
--- Keys: meta, stream, acked, joined, left, recalled. Arguments: id to start before (XREVRANGE form, '+' for the newest); limit;
--- limit of bytes of text, exceeded by the first message only.
--- Answer: {trimmed, {entry, read, unread} for each, 1 if Redis has more before these else 0}. Errors: NOGROUP.
+-- Keys: meta, stream, acked, joined, left, recalled, ahead, ahead_acked. Arguments: id to start before (XREVRANGE form, '+' for the
+-- newest); limit; limit of bytes of text, exceeded by the first message only.
+-- Answer: {trimmed, {entry, read, unread, delivered} for each, 1 if Redis has more before these else 0}. Errors: NOGROUP.
 define_for_group('im_status', READ_ONLY, function(keys, args, _, _, trimmed)
   local answers = {}
   local entries, more = read_page('XREVRANGE', keys[2], args[1], '-', tonumber(args[2]), tonumber(args[3]))
@@ -116,40 +133,44 @@ define_for_group('im_status', READ_ONLY, function(keys, args, _, _, trimmed)
     for i, entry in ipairs(entries) do
       messages[#entries + 1 - i] = decimal(pack(entry[1]))
     end
-    local context = tally_context(keys, messages)
+    local context = tally_context(keys, messages, keys[7], keys[8])
     for i, entry in ipairs(entries) do
-      local read, not_read = tally(context, messages[#entries + 1 - i], entry[2][4], entry[2][6])
-      answers[i] = {entry, read, not_read}
+      answers[i] = {entry, tally(context, messages[#entries + 1 - i], entry[2][4], entry[2][6])}
     end
   end
   return {trimmed, answers, more and 1 or 0}
 end)
 
--- Append spans that began before a message to `read` or `unread`. A span that ended before the message, or is gone, is skipped.
-local function split_spans(keys, message, spans, read, unread)
+-- Append spans that began before a message to `read` or `unread`, and those of the latter where it has arrived to `arrived`. A
+-- span that ended before the message, or is gone, is skipped.
+local function split_spans(keys, message, spans, read, unread, arrived)
   local acked, left = call_for_all('ZMSCORE', keys[3], spans, 1), call_for_all('ZMSCORE', keys[5], spans, 1)
+  local ahead = redis.call('EXISTS', keys[7]) == 1 and call_for_all('ZMSCORE', keys[7], spans, 1) or {}
   for i, span in ipairs(spans) do
     if acked[i] and tonumber(acked[i]) >= message then
       read[#read + 1] = span
     elseif acked[i] and (not left[i] or tonumber(left[i]) >= message) then
       unread[#unread + 1] = span
+      if ahead[i] and tonumber(ahead[i]) >= message then
+        arrived[#arrived + 1] = span
+      end
     end
   end
 end
 
 -- im_readers: a page of the spans behind a tally, from which the caller takes the names. After the last of several pages come the
 -- spans that ended since the first one: their keys have changed.
--- Keys: meta, stream, acked, joined, left, recalled. Arguments: packed msgid, cursor ('0' at first), approximate count, packed
--- msgid of the group's newest message as the first page was answered ('' at first).
--- Answer: {entry or '' if trimmed, cursor of the next page or '0', spans that have read it, spans that have not, packed msgid
--- of that newest message}, or NOMSG, FUTURE. Errors: NOGROUP.
+-- Keys: meta, stream, acked, joined, left, recalled, ahead, ahead_acked. Arguments: packed msgid, cursor ('0' at first),
+-- approximate count, packed msgid of the group's newest message as the first page was answered ('' at first).
+-- Answer: {entry or '' if trimmed, cursor of the next page or '0', spans that have read it, spans that have not, those of the latter
+-- where it has arrived, packed msgid of that newest message}, or NOMSG, FUTURE. Errors: NOGROUP.
 define_for_group('im_readers', READ_ONLY, function(keys, args, _, last, trimmed)
   local message, count, newest = tonumber(args[1]), tonumber(args[3]), args[4]
   local entry, problem = find_message(keys[2], message, last, trimmed)
   if not entry and problem ~= 'TRIMMED' then
     return problem
   end
-  local spans, cursor, read, unread = {}, '0', {}, {}
+  local spans, cursor, read, unread, arrived = {}, '0', {}, {}, {}
   local offset = string.match(args[2], '^ended:(%d+)$')
   if offset then
     local ended = redis.call('ZRANGEBYSCORE', keys[5], newest, '+inf', 'LIMIT', offset, count)
@@ -168,8 +189,9 @@ define_for_group('im_readers', READ_ONLY, function(keys, args, _, last, trimmed)
     end
     cursor = page[1] == '0' and newest ~= '' and 'ended:0' or page[1]
   end
-  split_spans(keys, message, spans, read, unread)
-  return {entry and hide_recalled({entry}, keys[6])[1] or '', cursor, read, unread, newest ~= '' and newest or decimal(last)}
+  split_spans(keys, message, spans, read, unread, arrived)
+  local text = entry and hide_recalled({entry}, keys[6])[1] or ''
+  return {text, cursor, read, unread, arrived, newest ~= '' and newest or decimal(last)}
 end)
 
 -- im_changes: a page of the messages whose tallies were changed by moves of offsets, limited by count and by PAGE_BYTES.
@@ -200,12 +222,15 @@ end)
 
 -- im_publish_receipts: mark messages as changed for their sender, and publish one digest to the sender's live sessions. Its
 -- tallies are counted in the same step, so a higher version never has an older tally, whichever process publishes.
--- Each message gets a version of its own; the digest names the lowest.
--- Keys: meta, version, acked, joined, left, dirty. Arguments: inbox channel, gid, sender, then for each message, in order, its
--- packed msgid and the sender's span. Answer: how many connections got the digest. Errors: NOGROUP.
+-- Each message gets a version of its own; the digest names the lowest. Where receipts are off, nothing is marked or published.
+-- Keys: meta, version, acked, joined, left, dirty, ahead, ahead_acked. Arguments: inbox channel, gid, sender, then for each message,
+-- in order, its packed msgid and the sender's span. Answer: how many connections got the digest. Errors: NOGROUP.
 define('im_publish_receipts', ALLOW_OOM, function(keys, args)
-  if redis.call('EXISTS', keys[1]) == 0 then
+  local head = redis.call('HMGET', keys[1], 'seq', 'receipts')
+  if not head[1] then
     return no_group()
+  elseif head[2] == 'off' then
+    return 0
   end
   local gid, sender, count = args[2], args[3], (#args - 3) / 2
   local version = redis.call('INCRBY', keys[2], decimal(count)) - count + 1
@@ -213,11 +238,11 @@ define('im_publish_receipts', ALLOW_OOM, function(keys, args)
   for i = 4, #args, 2 do
     messages[#messages + 1] = args[i]
   end
-  local digest, context = {'d', gid, decimal(version)}, tally_context(keys, messages)
+  local digest, context = {'d', gid, decimal(version)}, tally_context(keys, messages, keys[7], keys[8])
   local dirty, n = {'ZADD', keys[6]}, 2
   for i = 4, #args, 2 do
-    local read, not_read = tally(context, args[i], sender, args[i + 1])
-    digest[#digest + 1] = args[i] .. ' ' .. read .. ' ' .. not_read
+    local read, not_read, delivered = tally(context, args[i], sender, args[i + 1])
+    digest[#digest + 1] = args[i] .. ' ' .. read .. ' ' .. not_read .. ' ' .. delivered
     dirty[n + 1], dirty[n + 2] = decimal(version), gid .. SEP .. args[i]
     n = n + 2
     version = version + 1
@@ -229,20 +254,33 @@ define('im_publish_receipts', ALLOW_OOM, function(keys, args)
   return redis.call('SPUBLISH', args[1], table.concat(digest, SEP))
 end)
 
+-- im_publish_positions: tell users' own live sessions where their offsets in a group are now.
+-- Keys: acked. Arguments: gid, prefix of the inbox channels, uids. Answer: how many connections got one.
+define('im_publish_positions', ALLOW_OOM, function(keys, args)
+  local heard = 0
+  for i, offset in ipairs(call_for_all('ZMSCORE', keys[1], args, 3)) do
+    if offset then
+      heard = heard + redis.call('SPUBLISH', args[2] .. args[i + 2], table.concat({'p', args[1], offset}, SEP))
+    end
+  end
+  return heard
+end)
+
 -- im_confirm: the sender confirms these tallies. A message that has changed again since stays dirty.
--- The journal entry says how many readers were confirmed, so that SQL alone can find the tallies that changed since.
--- Keys: dirty, journal. Arguments: for each message: gid SEP packed msgid, version, read. Answer: how many are confirmed.
+-- The journal entry says how many readers were confirmed, and at how many members the message had arrived, so that SQL alone can
+-- find the tallies that changed since.
+-- Keys: dirty, journal. Arguments: for each message: gid SEP packed msgid, version, read, delivered. Answer: how many are confirmed.
 define('im_confirm', ALLOW_OOM, function(keys, args)
   local messages, is_confirmed, confirmed = {}, {}, {}
-  for i = 1, #args, 3 do
+  for i = 1, #args, 4 do
     messages[#messages + 1] = args[i]
   end
   for i, version in ipairs(call_for_all('ZMSCORE', keys[1], messages, 1)) do
-    local message, a = messages[i], 3 * i - 2
+    local message, a = messages[i], 4 * i - 3
     if version and tonumber(version) <= tonumber(args[a + 1]) and not is_confirmed[message] then
       is_confirmed[message] = true
       redis.call('ZREM', keys[1], message)
-      confirmed[#confirmed + 1] = message .. SEP .. args[a + 2]
+      confirmed[#confirmed + 1] = table.concat({message, args[a + 2], args[a + 3]}, SEP)
     end
   end
   if #confirmed > 0 then

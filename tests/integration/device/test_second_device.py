@@ -116,7 +116,7 @@ def test_tallies_are_asked_for_by_the_page(
     bob.sync()
     sent = say_many(chat, 2 * PAGE, sender="bob")
     bob.sync()
-    local.keep([Tally("team", sent[-1], 1, 0)])
+    local.keep([Tally("team", sent[-1], 1, 0, 1)])
     page_sizes: list[int] = []
     tallies = chat.tallies
 

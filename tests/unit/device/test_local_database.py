@@ -45,7 +45,7 @@ def test_own_messages_show_their_state(local: LocalDatabase) -> None:
         local.keep([message(seq, sender="bob")])
     local.queue("g", "still here")
     # When
-    local.keep([Receipt("g", message(1).msgid, 3, 4, 1), Receipt("g", message(2).msgid, 7, 0, 2)])
+    local.keep([Receipt("g", message(1).msgid, 3, 4, 3, 1), Receipt("g", message(2).msgid, 7, 0, 7, 2)])
     # Then
     assert [line.state for line in local.log("g")] == ["read 3/7", "read by all", "stored", "waiting"]
 
@@ -94,13 +94,13 @@ def test_sqlite_sorts_nothing_for_a_log(local: LocalDatabase, monkeypatch: pytes
 
 def test_an_older_receipt_removes_no_reader(local: LocalDatabase) -> None:
     local.keep([message(1, sender="bob")])
-    local.keep([Receipt("g", message(1).msgid, 3, 1, 2)])
-    local.keep([Receipt("g", message(1).msgid, 2, 2, 1)])
+    local.keep([Receipt("g", message(1).msgid, 3, 1, 3, 2)])
+    local.keep([Receipt("g", message(1).msgid, 2, 2, 2, 1)])
     assert [line.state for line in local.log()] == ["read 3/4"]
 
 
 def test_a_receipt_may_come_before_its_message(local: LocalDatabase) -> None:
-    local.keep([Receipt("g", message(1).msgid, 1, 0, 1)])
+    local.keep([Receipt("g", message(1).msgid, 1, 0, 1, 1)])
     local.keep([message(1, sender="bob")])
     assert [line.state for line in local.log()] == ["read by all"]
 
@@ -149,7 +149,7 @@ def test_own_messages_that_all_have_not_read_are_listed_newest_first_by_the_page
     local.keep([message(1, gid="theirs")])
     local.keep([replace(message(PAGE + 4, sender="bob"), content="", recalls=message(1).msgid)])
     # When
-    local.keep([Tally("g0", message(PAGE + 2).msgid, 3, 0), Tally("g1", message(PAGE + 3).msgid, 2, 1)])
+    local.keep([Tally("g0", message(PAGE + 2).msgid, 3, 0, 3), Tally("g1", message(PAGE + 3).msgid, 2, 1, 2)])
     first = local.unread_own_messages()
     second = local.unread_own_messages(list(first)[-1])
     # Then
@@ -210,8 +210,8 @@ UNKEEPABLE: list[Message | Receipt] = [
     replace(message(2), sender_uid=None),  # type: ignore[arg-type]
     replace(message(2), recalls="0-0"),
     replace(message(2), sent_at=datetime(2026, 1, 1)),  # noqa: DTZ001 (that is the fault)
-    Receipt("g", "0-0", 1, 1, 1),
-    Receipt("g", message(1).msgid, 2**70, 1, 1),
+    Receipt("g", "0-0", 1, 1, 1, 1),
+    Receipt("g", message(1).msgid, 2**70, 1, 2**70, 1),
 ]
 
 
@@ -221,7 +221,7 @@ def test_an_item_that_cannot_be_stored_stops_no_other(
 ) -> None:
     # When
     own = message(1, sender="bob")
-    local.keep([own, odd, message(3), Receipt("g", own.msgid, 1, 0, 1)], {"g": message(3).msgid, "h": "none"})
+    local.keep([own, odd, message(3), Receipt("g", own.msgid, 1, 0, 1, 1)], {"g": message(3).msgid, "h": "none"})
     # Then
     assert [(line.content, line.state) for line in local.log()] == [("words 1", "read by all"), ("words 3", None)]
     assert local.resume_points() == {"g": message(3).msgid}

@@ -201,7 +201,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         local.bind("data", "there")
         local.begin({"g": message(1).msgid})
         local.keep(message(seq, sender="ann" if seq % 2 else "bob") for seq in range(1, 400))
-        local.keep(Receipt("g", message(seq).msgid, 1, 2, seq) for seq in range(1, 400, 2))
+        local.keep(Receipt("g", message(seq).msgid, 1, 2, 1, seq) for seq in range(1, 400, 2))
         local.keep([replace(message(400, sender="ann"), content="", recalls=message(1).msgid)])
         local.refuse(local.queue("g", "one"), "no member")
         local.queue(gid_of("ann", "b" * 128), "two", to_uid="b" * 128)
@@ -223,7 +223,7 @@ def use(path: Path) -> None:
             last = list(page)[-1]
         list(local.log("g"))
         assert local.mark_tried() <= {"g", *local.peers()}
-        local.keep([*map(message, range(395, 405)), Tally("g", message(3).msgid, 3, 0)], {"g": message(404).msgid})
+        local.keep([*map(message, range(395, 405)), Tally("g", message(3).msgid, 3, 0, 3)], {"g": message(404).msgid})
         local.keep([message(9, sender="ann")])
         local.note_peer(gid_of("ann", "c" * 128), "c" * 128)
         local.refuse(local.queue("g", "three"), "no")

@@ -297,7 +297,7 @@ class TestNotifications:
         async def story(setup: Setup) -> None:
             socket = await setup.connected()
             all_ = setup.recipients()
-            receipt = Receipt("team", T1, 1, 2, 33)
+            receipt = Receipt("team", T1, 1, 2, 1, 33)
             events = [news(setup), ReceiptsChanged(all_, (receipt,)), Gap(all_, "team", T1, T2), Joined(all_, "home")]
             await setup.push(*events, Left(all_, "home"))
             assert [(each["method"], each["params"]) for each in socket.sent] == [
@@ -313,7 +313,10 @@ class TestNotifications:
                         "client_msgid": None,
                     },
                 ),
-                ("receipts", {"receipts": [{"gid": "team", "msgid": T1, "read": 1, "unread": 2, "version": 33}]}),
+                (
+                    "receipts",
+                    {"receipts": [{"gid": "team", "msgid": T1, "read": 1, "unread": 2, "delivered": 1, "version": 33}]},
+                ),
                 ("gap", {"gid": "team", "from_msgid": T1, "to_msgid": T2}),
                 ("joined", {"gid": "home"}),
                 ("left", {"gid": "home"}),

@@ -1,4 +1,4 @@
-"""Messages, spans, offset moves, groups and facts; the views group_users and msg_acks."""
+"""Messages, spans, bookmarks, offset moves, groups and facts; the views group_users and msg_acks."""
 
 from alembic import op
 
@@ -30,15 +30,20 @@ _POSTGRES = {
 _STATEMENTS = """
     CREATE TABLE group_msgs (
         msgid BIGINT NOT NULL, seq BIGINT NOT NULL, span BIGINT, time {time} NOT NULL, sent_at {time}, recalls BIGINT,
-        confirmed_read INTEGER DEFAULT 0 NOT NULL, gid {name} NOT NULL, sender_uid {name} NOT NULL, client_msgid {name},
+        confirmed_read INTEGER DEFAULT 0 NOT NULL, confirmed_delivered INTEGER DEFAULT 0 NOT NULL,
+        gid {name} NOT NULL, sender_uid {name} NOT NULL, client_msgid {name},
         meta TEXT, content TEXT NOT NULL, PRIMARY KEY (gid, msgid));
     CREATE INDEX ix_group_msgs_recalls ON group_msgs (gid, recalls) WHERE recalls IS NOT NULL;
     CREATE INDEX ix_group_msgs_sender ON group_msgs (sender_uid);
     CREATE INDEX {client_index} WHERE client_msgid IS NOT NULL;
     CREATE TABLE group_spans (
         gid {name} NOT NULL, uid {name} NOT NULL, joined_msgid BIGINT NOT NULL, left_msgid BIGINT,
-        changed BIGINT NOT NULL, acked_msgid BIGINT NOT NULL, PRIMARY KEY (gid, uid, joined_msgid)) {span_options};
+        changed BIGINT NOT NULL, acked_msgid BIGINT NOT NULL, delivered_msgid BIGINT,
+        PRIMARY KEY (gid, uid, joined_msgid)) {span_options};
     CREATE INDEX ix_group_spans_uid ON group_spans (uid);
+    CREATE TABLE bookmarks (
+        gid {name} NOT NULL, uid {name} NOT NULL, joined_msgid BIGINT NOT NULL, private_msgid BIGINT NOT NULL,
+        mark_msgid BIGINT NOT NULL, changed BIGINT NOT NULL, PRIMARY KEY (gid, uid)) {options};
     CREATE TABLE offset_moves (
         msgid BIGINT NOT NULL, entry BIGINT NOT NULL, start BIGINT NOT NULL, reach SMALLINT NOT NULL,
         gid {name} NOT NULL, uids TEXT NOT NULL, PRIMARY KEY (gid, reach, msgid, entry, start)) {options};
@@ -46,11 +51,13 @@ _STATEMENTS = """
     CREATE TABLE chat_groups (gid {name} NOT NULL, created_at {time} NOT NULL, PRIMARY KEY (gid)) {options};
     CREATE TABLE imcore_meta (name {name} NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name)) {options};
     CREATE VIEW group_users AS
-        SELECT gid, uid, NULLIF(acked_msgid, 0) AS last_ack_msgid, joined_msgid
+        SELECT gid, uid, NULLIF(acked_msgid, 0) AS last_ack_msgid,
+               NULLIF(COALESCE(delivered_msgid, acked_msgid), 0) AS last_delivered_msgid, joined_msgid
         FROM group_spans
         WHERE left_msgid IS NULL;
     CREATE VIEW msg_acks AS
-        SELECT m.sender_uid, m.msgid, s.uid AS recv_uid, m.gid, s.acked_msgid >= m.msgid AS if_ack
+        SELECT m.sender_uid, m.msgid, s.uid AS recv_uid, m.gid, s.acked_msgid >= m.msgid AS if_ack,
+               COALESCE(s.delivered_msgid, s.acked_msgid) >= m.msgid AS if_delivered
         FROM group_msgs m
         JOIN group_spans s
           ON s.gid = m.gid
@@ -70,5 +77,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     for view in ("msg_acks", "group_users"):
         op.execute(f"DROP VIEW {view}")
-    for table in ("imcore_meta", "chat_groups", "offset_moves", "group_spans", "group_msgs"):
+    for table in ("imcore_meta", "chat_groups", "offset_moves", "bookmarks", "group_spans", "group_msgs"):
         op.drop_table(table)
