@@ -1,0 +1,179 @@
+"""Twin worlds: everybody does the same in both, except one user, who reads in private and marks as they like.
+
+What anybody else gets must be the same in both, to the last version number. Msgids are those of each world's own
+server, so they are compared by their places.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from typing import Any
+
+from imcore import Chat
+from imcore import msgid as msgids
+from imcore.errors import ImError
+from imcore.gateway.fanout import Event, NewMessage
+from imcore.gateway.gateway import Gateway
+from tests.helpers.workers import run_workers
+
+READER = "reader"
+"""The user with something to hide."""
+OTHERS = ("ann", "bob", "cleo")
+GIDS = ("team", "home")
+
+
+class World:
+    """One of the two: a system, and live sessions of the others."""
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
+        self._places: dict[tuple[str, str], int] = {}
+        """By gid and msgid, the seq of a message."""
+        for gid in GIDS:
+            chat.create_group(gid, [READER, *OTHERS])
+        self.gateway: Gateway = chat.gateway(acks="client")
+        for uid in OTHERS:
+            self.gateway.open(uid, tag=uid)
+        self.frames()
+
+    def msgid(self, gid: str, back: int) -> str | None:
+        """The msgid of the message that is this many before the newest."""
+        tallies = self.chat.status(gid, limit=back + 1)
+        return tallies[0].message.msgid if len(tallies) > back else None
+
+    def frames(self) -> list[Any]:
+        """What has been pushed to the sessions of the others, by user and in order."""
+        frames = []
+        idle = 0
+        while idle < 2:
+            events = self.gateway.poll(0.05)
+            idle = 0 if events else idle + 1
+            frames += [
+                (session.uid, type(event).__name__, self._frame(event))
+                for event in events
+                for session in event.sessions
+            ]
+        return sorted(frames, key=lambda frame: frame[0])  # by user: the sort keeps the order of each one's frames
+
+    def _frame(self, event: Event) -> Any:
+        if isinstance(event, NewMessage):
+            return self.plain(event.message)
+        return [self.plain(value, getattr(event, "gid", "")) for value in event[1:]]
+
+    def answers(self, uid: str) -> Iterator[Any]:
+        """Yield all that can be asked by a user, or by an operator, as far as it is about anybody but the reader."""
+        chat = self.chat
+        yield "unread", self.plain(chat.unread(uid))
+        yield "pull", self.plain(chat.pull(uid))
+        yield "receipts", self.plain(chat.receipts(uid))
+        for gid in chat.groups_of(uid):
+            yield "history", self.plain(chat.history(uid, gid, limit=100))
+            yield "first unread", self.plain(chat.history(uid, gid, first_unread=True, limit=3))
+
+    def public_answers(self) -> Iterator[Any]:
+        """Yield what operators can ask about everybody."""
+        for group in self.chat.groups():
+            yield "group", self.plain(group)
+            yield "members", [self.plain(member) for member in self.chat.members(group.gid)]
+            for tally in self.chat.status(group.gid, limit=0):
+                yield "tally", self.plain(tally)
+                yield "names", self.plain(self.chat.message_status(group.gid, tally.message.msgid))
+        yield "online", self.chat.online([READER, *OTHERS])
+
+    def plain(self, value: Any, gid: str = "") -> Any:
+        """A value with each msgid as the seq of its message, and without times."""
+        if isinstance(value, str):
+            return self._place(gid, value)
+        if isinstance(value, datetime):
+            return "a time"
+        if is_dataclass(value) and not isinstance(value, type):
+            gid = getattr(value, "gid", gid)
+            return type(value).__name__, [self.plain(getattr(value, field.name), gid) for field in fields(value)]
+        if isinstance(value, list | tuple):
+            return [self.plain(each, gid) for each in value]
+        return value
+
+    def _place(self, gid: str, text: str) -> object:
+        try:
+            msgids.pack(text)
+        except ImError:
+            return text
+        if (gid, text) not in self._places:
+            for tally in self.chat.status(gid, limit=0):
+                self._places[gid, tally.message.msgid] = tally.message.seq
+        return self._places[gid, text]
+
+
+class Twins:
+    """Both worlds, and one random history of them."""
+
+    def __init__(self, open_chat: Callable[[], Chat], seed: int) -> None:
+        self.worlds = World(open_chat()), World(open_chat())
+        self.random = random.Random(seed)
+        self.has_differed = False
+        """Whether the worlds were ever different for the reader."""
+
+    def play(self, steps: int) -> None:
+        for number in range(steps):
+            if self.random.random() < 0.5:
+                self.do_the_same(number)
+            else:
+                self.do_something_in_private()
+            if number % 5 == 4:
+                self.compare()
+        self.compare()
+
+    def do_the_same(self, number: int) -> None:
+        gid, uid = self.random.choice(GIDS), self.random.choice([READER, *OTHERS])
+        other, back = self.random.choice(OTHERS), self.random.randrange(6)
+        act = self.random.choice(["send", "send", "send", "direct", "ack", "ack", "arrive", "leave", "join", "recall"])
+        steps: dict[str, Callable[[World], object]] = {
+            "send": lambda world: world.chat.send(gid, f"text {number}", sender_uid=uid),
+            "direct": lambda world: world.chat.send_direct(READER, f"text {number}", sender_uid=other),
+            "ack": lambda world: world.chat.ack(other, gid, world.msgid(gid, back)),
+            "arrive": lambda world: (msgid := world.msgid(gid, back)) and world.chat.delivered(uid, gid, msgid),
+            "leave": lambda world: world.chat.remove_members(gid, [uid]),
+            "join": lambda world: world.chat.add_members(gid, [READER, *OTHERS]),
+            "recall": lambda world: (msgid := world.msgid(gid, back)) and world.chat.recall(gid, msgid, by=uid),
+        }
+        outcomes = [refusal(steps[act], world) for world in self.worlds]
+        assert outcomes[0] == outcomes[1]
+
+    def do_something_in_private(self) -> None:
+        """The reader does something in one world, and something else or nothing in the other."""
+        for world in self.worlds:
+            gid, back = self.random.choice(GIDS), self.random.randrange(6)
+            msgid = world.msgid(gid, back)
+            act = self.random.choice(["nothing", "read", "read", "mark", "unmark"])
+            steps: dict[str, Callable[[World], object]] = {
+                "nothing": lambda _: None,
+                "read": lambda world, gid=gid, msgid=msgid: world.chat.ack(READER, gid, msgid, private=True),
+                "mark": lambda world, gid=gid, msgid=msgid: msgid and world.chat.mark_unread(READER, gid, msgid),
+                "unmark": lambda world, gid=gid: world.chat.unmark(READER, gid),
+            }
+            refusal(steps[act], world)
+
+    def close(self) -> None:
+        for world in self.worlds:
+            world.gateway.close()
+            world.chat.close()
+
+    def compare(self) -> None:
+        one, other = self.worlds
+        for world in self.worlds:
+            run_workers(world.chat)
+        self.has_differed |= list(one.answers(READER)) != list(other.answers(READER))
+        assert one.frames() == other.frames()
+        assert list(one.public_answers()) == list(other.public_answers())
+        for uid in OTHERS:
+            assert list(one.answers(uid)) == list(other.answers(uid))
+
+
+def refusal(step: Callable[[World], object], world: World) -> type[ImError] | None:
+    """The class of the error that a step raises, None if it succeeds."""
+    try:
+        step(world)
+    except ImError as error:
+        return type(error)
+    return None
