@@ -270,8 +270,10 @@ def _cell(value: object) -> tables.Cell:
 
 def _write_lines(lines: Iterable[str]) -> None:
     stream = _stdout()
+    is_shown = is_terminal(stream)
     for line in lines:
-        _make_way()
+        if is_shown:
+            _make_way()
         try:
             stream.write(line + "\n")
         except OSError as error:

@@ -30,7 +30,7 @@ AIMS = {
 """What each figure is to be at most."""
 
 REACHED = {
-    "product lines, Python and Lua": 35_350,
+    "product lines, Python and Lua": 36_100,
     "longest chain of imports between files of imcore": 19,
     "classes between `im send` and the sender's receipt": 111,
     "files between `im send` and the sender's receipt": 40,
