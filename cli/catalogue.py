@@ -38,6 +38,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "listen": ("live", "Run a live session until Ctrl-C."),
         "log": ("live", "Show a user's local database, as chat."),
         "import": ("import_", "Replay a file of chat events."),
+        "export": ("export", "Write a group, or all that a user may see, as chat events."),
     },
     "Operate": {
         "health": ("health", "Show whether Redis, SQL and the workers are well."),

@@ -75,6 +75,8 @@ def safe(text: str) -> str:
 def to_json(record: Record) -> str:
     """Return the record as one line of readable JSON; characters that act on a terminal are written `\\uXXXX`."""
     text = json.dumps(record, ensure_ascii=False, default=iso)
+    if text.isascii() and text.isprintable():
+        return text
     return _ACTING_PATTERN.sub(lambda match: match[0] if match["seen"] else json.dumps(match[0])[1:-1], text)
 
 
@@ -270,8 +272,10 @@ def _cell(value: object) -> tables.Cell:
 
 def _write_lines(lines: Iterable[str]) -> None:
     stream = _stdout()
+    is_shown = is_terminal(stream)
     for line in lines:
-        _make_way()
+        if is_shown:
+            _make_way()
         try:
             stream.write(line + "\n")
         except OSError as error:

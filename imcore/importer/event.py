@@ -2,6 +2,7 @@
 
 import re
 import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,8 +12,16 @@ from imcore.importer.formats import json_object
 from imcore.model.limits import check_content, check_name, check_time
 from imcore.model.meta import check_meta
 
-_NAMES = {"message": ("client_msgid",), "join": (), "leave": (), "rename": ("new_uid",), "ack": ("client_msgid",)}
-"""The types of events, and the names that each needs besides gid and uid."""
+_NAMES = {
+    "message": ("gid", "uid", "client_msgid"),
+    "join": ("gid", "uid"),
+    "leave": ("gid", "uid"),
+    "rename": ("gid", "uid", "new_uid"),
+    "ack": ("gid", "uid", "client_msgid"),
+    "recall": ("gid", "uid", "client_msgid"),
+    "group": ("gid",),
+}
+"""The types of events, and the names that each needs. `_OTHER_FIELDS` reads what else a type may have."""
 
 _YEAR = re.compile(r"([+-]?)0*([0-9]*)(?<=[0-9]{4})-[0-9]{2}", re.ASCII)
 """Years of ISO 8601 beyond those that Python reads: with a sign, or with more than four digits."""
@@ -20,16 +29,20 @@ _YEAR = re.compile(r"([+-]?)0*([0-9]*)(?<=[0-9]{4})-[0-9]{2}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One valid event. A field that its type does not have is empty."""
+    """One valid event. A field that its type does not have is empty.
+
+    A message that is `recalled` may have no content. An ack `of_recall` names the recall of a message.
+    """
 
     type: str
     gid: str
-    uid: str
+    uid: str = ""
     new_uid: str = ""
     client_msgid: str = ""
     content: str = ""
     sent_at_ms: int | None = None
     meta: dict[str, Any] | None = None
+    of_recall: bool = False
 
 
 def parse(line: bytes, *, max_content_bytes: int) -> Event:
@@ -38,12 +51,33 @@ def parse(line: bytes, *, max_content_bytes: int) -> Event:
     type_ = fields.get("type")
     if not isinstance(type_, str) or type_ not in _NAMES:
         raise InvalidInput(f"type must be one of {', '.join(_NAMES)}; it is {reprlib.repr(type_)}")
-    event: dict[str, Any] = {name: check_name(_text(fields, name), name) for name in ("gid", "uid", *_NAMES[type_])}
-    if type_ == "message":
-        event["content"] = check_content(_text(fields, "content"), max_content_bytes)
-        event["sent_at_ms"] = _time_ms(fields.get("time"))
-        event["meta"] = check_meta(fields.get("meta"), len(line))
+    event: dict[str, Any] = {name: check_name(_text(fields, name), name) for name in _NAMES[type_]}
+    if read := _OTHER_FIELDS.get(type_):
+        event |= read(fields, max_content_bytes, len(line))
     return Event(type_, **event)
+
+
+def _of_message(fields: dict[str, Any], max_content_bytes: int, max_meta_bytes: int) -> dict[str, Any]:
+    is_gone = fields.get("recalled") is True and fields.get("content", "") == ""
+    return {
+        "content": "" if is_gone else check_content(_text(fields, "content"), max_content_bytes),
+        "sent_at_ms": _time_ms(fields.get("time")),
+        "meta": check_meta(fields.get("meta"), max_meta_bytes),
+    }
+
+
+def _of_ack(fields: dict[str, Any], _content_bytes: int, _meta_bytes: int) -> dict[str, Any]:
+    of_recall = fields.get("recall", False)
+    if not isinstance(of_recall, bool):
+        raise InvalidInput(f"recall must be true or false; it is {reprlib.repr(of_recall)}")
+    return {"of_recall": of_recall}
+
+
+_OTHER_FIELDS: Mapping[str, Callable[[dict[str, Any], int, int], dict[str, Any]]] = {
+    "message": _of_message,
+    "ack": _of_ack,
+}
+"""By type: reads the fields besides names, given the most bytes of a content and of a meta."""
 
 
 def _text(fields: dict[str, Any], name: str) -> str:

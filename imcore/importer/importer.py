@@ -6,12 +6,11 @@ different partitions. It is ahead of the data if Redis has lost its last second.
 line was corrected, nor another file with the same messages, nor what others have done to the members since.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.errors import (
     ConfigurationError,
@@ -24,14 +23,15 @@ from imcore.errors import (
 )
 from imcore.importer.event import Event, parse
 from imcore.importer.formats import Line, Unreadable, is_blank
+from imcore.importer.stored_messages import StoredMessages
+from imcore.model.direct import is_direct, is_hashed, peer_of
 from imcore.model.limits import check_content
 from imcore.model.meta import check_meta
 from imcore.model.values import Draft
+from imcore.operations import creation
 from imcore.operations.effects import raised
-from imcore.repair import window
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import SendResult
-from imcore.system import System
 
 T = TypeVar("T")
 
@@ -48,6 +48,7 @@ class ImportSummary:
     joins: int = 0
     leaves: int = 0
     acks: int = 0
+    recalls: int = 0
     errors: int = 0
 
 
@@ -128,14 +129,15 @@ class _Import:
 class _GroupImport:
     """One run over the lines of one group.
 
-    The events between two messages wait: if an earlier run has stored the second one, it has applied them, too.
+    The events between two messages wait: if an earlier run has stored the second one, it has applied them, too. The
+    recall of a message that this run has come to counts as a message: its tombstone is stored.
     """
 
     def __init__(self, run: _Import, gid: str) -> None:
         self._run = run
         self._chat = run.chat
         self._gid = gid
-        self._stored = _StoredMessages(run.chat.system, gid)
+        self._stored = StoredMessages(run.chat.system, gid)
         self._is_ahead = self._stored.is_empty
         """Whether no earlier run has applied the next event: then it need not wait."""
         self._is_repeated = False
@@ -144,11 +146,22 @@ class _GroupImport:
         self._memberships: dict[str, tuple[int, bool]] = {}
         """By uid, whether the user was a member after the events that an earlier run applied, as which line says."""
         self._members: int | None = None
+        self._first_of_direct = ""
+        """The user of a one-to-one chat who joined first, if the gid does not name the users."""
+        self._apply_to_message: Mapping[str, Callable[[Event], None]] = {"ack": self._ack, "recall": self._recall}
+        """By type: applies an event that names a message."""
 
     def apply(self, number: int, event: Event) -> None:
         if event.type == "message":
             self._message(event)
-            return
+        elif event.type == "recall" and self._stored.has_come_to(event):
+            self._recall_in_order(event)
+        elif event.type == "group":
+            self._create()
+        else:
+            self._wait(number, event)
+
+    def _wait(self, number: int, event: Event) -> None:
         self._waiting.append((number, event))
         if event.type == "rename":
             self._waiting[-1] = number, replace(event, type="leave")
@@ -159,20 +172,21 @@ class _GroupImport:
     def end(self) -> None:
         """Apply the events that wait. If an earlier run may have applied them, apply the final memberships and acks."""
         if self._is_repeated:
-            acks = self._skip_waiting()
-            self._waiting = [(number, ack) for number, ack in acks if self._memberships[ack.uid][1]]
+            named = self._skip_waiting()
+            self._waiting = [(number, event) for number, event in named if self._may_apply_again(event)]
         self._apply_waiting()
+
+    def _may_apply_again(self, event: Event) -> bool:
+        """Return whether an event that names a message changes no final membership."""
+        return event.type == "recall" or self._memberships[event.uid][1]
 
     def _message(self, event: Event) -> None:
         if msgid := self._stored.find(event.uid, event.client_msgid):
-            if msgid not in self._stored.mentioned:
-                self._is_repeated, self._is_ahead = True, False
-                self._skip_waiting(before=msgid)
-                self._stored.mentioned.add(msgid)
-                if event.uid in self._memberships and not self._memberships[event.uid][1]:
-                    del self._memberships[event.uid]  # the sender joined again by the message
+            if self._come_to(msgid) and event.uid in self._memberships and not self._memberships[event.uid][1]:
+                del self._memberships[event.uid]  # the sender joined again by the message
             return
-        check_content(event.content, self._chat.system.settings.max_content_bytes)
+        if event.content:  # else its recall follows
+            check_content(event.content, self._chat.system.settings.max_content_bytes)
         check_meta(event.meta, self._chat.system.settings.max_meta_bytes)
         self._is_ahead = True
         self._apply_waiting()
@@ -181,39 +195,69 @@ class _GroupImport:
         self._stored.mentioned.add(sent.msgid)
         self._run.summary.messages += not sent.repeated
 
-    def _skip_waiting(self, before: str | None = None) -> list[_NumberedEvent]:
-        """Note the memberships after the events that wait, instead of applying them. Return the acks that are valid.
+    def _recall_in_order(self, event: Event) -> None:
+        """Recall a message that this run has come to. If that is done, so are the events before it."""
+        msgid = self._stored.named(event)
+        if tombstone := self._stored.tombstone(msgid):
+            self._come_to(tombstone)
+            return
+        self._is_ahead = True
+        self._apply_waiting()
+        self._recall(event)
 
-        `before`: the message that an earlier run has stored after these events.
+    def _come_to(self, msgid: str) -> bool:
+        """Skip the events that wait if an earlier run has stored a message after them. Return False if this run did."""
+        if msgid in self._stored.mentioned:
+            return False
+        self._is_repeated, self._is_ahead = True, False
+        self._skip_waiting(before=msgid)
+        self._stored.mentioned.add(msgid)
+        return True
+
+    def _skip_waiting(self, before: str | None = None) -> list[_NumberedEvent]:
+        """Note the memberships after the events that wait, instead of applying them.
+
+        Return the valid ones that name a message. `before`: the message that an earlier run has stored after them.
         """
-        acks = []
+        named = []
         for number, event in self._waiting:
             with self._run.reported(number):
-                if event.type == "ack":
-                    self._stored.msgid(event.client_msgid, before=before)
-                    acks.append((number, event))
-                self._memberships[event.uid] = number, event.type != "leave"
+                if event.type in self._apply_to_message:
+                    self._stored.named(event, before=before)
+                    named.append((number, event))
+                if event.type != "recall":
+                    self._memberships[event.uid] = number, event.type != "leave"
         self._waiting.clear()
-        return acks
+        return named
 
     def _apply_waiting(self) -> None:
         """Apply the noted memberships of users for whom no event waits, then the events that wait."""
         for _, event in self._waiting:
-            self._memberships.pop(event.uid, None)
+            if event.type != "recall":
+                self._memberships.pop(event.uid, None)
         for uid, (number, is_member) in self._memberships.items():
             with self._run.reported(number):
                 self._set_member(uid, is_member)
         for number, event in self._waiting:
             with self._run.reported(number):
-                if event.type == "ack":
-                    self._ack(event)
+                if apply := self._apply_to_message.get(event.type):
+                    apply(event)
                 else:
                     self._set_member(event.uid, event.type == "join")
         self._memberships.clear()
         self._waiting.clear()
 
+    def _recall(self, event: Event) -> None:
+        """Recall a message. Whoever recalls it need not be a member, and does not become one."""
+        msgid = self._stored.named(event)
+        recalled = self._chat.recall(self._gid, msgid, by=event.uid, admin=True)
+        if recalled.recalls is not None:
+            self._stored.add_tombstone(msgid, recalled.msgid)
+            self._stored.mentioned.add(recalled.msgid)
+            self._run.summary.recalls += 1
+
     def _ack(self, event: Event) -> None:
-        msgid = self._stored.msgid(event.client_msgid)
+        msgid = self._stored.named(event)
         ack = self._as_member(event.uid, lambda: self._chat.ack(event.uid, self._gid, msgid))
         self._run.summary.acks += ack.advanced
 
@@ -233,65 +277,37 @@ class _GroupImport:
 
     def _set_member(self, uid: str, is_member: bool) -> None:
         """Let a user join or leave the group. Create it if it does not exist."""
-        if self._members is None:
-            try:
-                self._members = self._chat.create_group(self._gid).members
-            except GroupExists:
-                self._members = self._chat.group(self._gid).members
+        if is_direct(self._gid):
+            self._set_direct_member(uid, is_member)
+            return
+        before = self._create()
         change = self._chat.add_members if is_member else self._chat.remove_members
-        before, self._members = self._members, change(self._gid, [uid]).members
+        self._members = change(self._gid, [uid]).members
         self._run.summary.joins += self._members > before
         self._run.summary.leaves += self._members < before
 
+    def _create(self) -> int:
+        """Create the group if it does not exist, unless a join creates it. Return the number of its members."""
+        if self._members is None:
+            try:
+                is_made = not is_direct(self._gid)
+                self._members = self._chat.create_group(self._gid).members if is_made else 0
+            except GroupExists:
+                self._members = self._chat.group(self._gid).members
+        return self._members
 
-class _StoredMessages:
-    """The stored messages of a group, by their client_msgids. Those of this run and of Redis are kept in memory.
-
-    Older ones are looked up in SQL: Redis knows a client_msgid for a day only.
-    """
-
-    def __init__(self, system: System, gid: str) -> None:
-        self._client = system.client
-        self._database = system.database
-        self._gid = gid
-        self._msgids: dict[str, str] = {}
-        self._msgids_of_senders: dict[tuple[str, str], str] = {}
-        self.mentioned: set[str] = set()
-        """The msgids of the messages that this run has come to."""
-        self._newest: str | None = None
-        self._sql_was_empty = not self._database.messages_after(gid, msgids.NONE, limit=1)
-        self._read_redis()
-        self.is_empty = self._sql_was_empty and self._newest is None
-        """Whether the group had no messages when the run came to it."""
-
-    def find(self, sender_uid: str, client_msgid: str) -> str | None:
-        """Return the msgid of a sender's message, or None if it is not stored."""
-        msgid = self._msgids_of_senders.get((sender_uid, client_msgid))
-        if msgid or self._sql_was_empty:  # then all messages are in memory
-            return msgid
-        row = self._database.message_by_client_msgid(self._gid, client_msgid, sender_uid=sender_uid)
-        return msgids.unpack(row.msgid) if row else None
-
-    def add(self, sender_uid: str, client_msgid: str, msgid: str) -> None:
-        self._msgids.setdefault(client_msgid, msgid)
-        self._msgids_of_senders[sender_uid, client_msgid] = msgid
-
-    def msgid(self, client_msgid: str, *, before: str | None = None) -> str:
-        """Return the msgid for a client_msgid: stored before `before`, or come to by this run. Raise UnknownMessage."""
-        if client_msgid not in self._msgids:
-            if row := self._database.message_by_client_msgid(self._gid, client_msgid):
-                self._msgids[client_msgid] = msgids.unpack(row.msgid)
-            else:
-                self._read_redis()
-        msgid = self._msgids.get(client_msgid)
-        if msgid and (not before or msgid in self.mentioned or msgids.pack(msgid) < msgids.pack(before)):
-            return msgid
-        raise UnknownMessage(f"no message of {self._gid!r} has the client_msgid {client_msgid!r}")
-
-    def _read_redis(self) -> None:
-        """Add the messages that came to Redis since the last call: SQL may not have them yet."""
-        start = f"({self._newest}" if self._newest else "-"
-        for row, _ in window.live(self._client, self._gid, first=start):
-            self._newest = msgids.unpack(row.msgid)
-            if row.client_msgid:
-                self.add(row.sender_uid, row.client_msgid, self._newest)
+    def _set_direct_member(self, uid: str, is_member: bool) -> None:
+        """Create a one-to-one chat. If its gid does not name the users, the second one who joins creates it."""
+        if not is_member:
+            raise InvalidInput(f"nobody leaves the one-to-one chat {self._gid!r}")
+        peer = peer_of(self._gid, uid, [uid, self._first_of_direct or uid])
+        if peer is None and is_hashed(self._gid) and self._first_of_direct in {"", uid}:
+            self._first_of_direct = uid
+            return
+        if peer is None:
+            raise InvalidInput(f"the one-to-one chat {self._gid!r} is not one of {uid!r}")
+        try:
+            self._chat.group(self._gid)
+        except UnknownGroup:
+            users = sorted({uid, peer})
+            self._run.summary.joins += self._chat.performer.perform(creation.create(self._gid, users)).members

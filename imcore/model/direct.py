@@ -54,6 +54,11 @@ def is_direct(gid: str) -> bool:
     return gid.startswith((_PLAIN, _HASHED))
 
 
+def is_hashed(gid: str) -> bool:
+    """Return whether the gid of a one-to-one chat does not name the users."""
+    return gid.startswith(_HASHED)
+
+
 def refuse_direct(gid: str) -> None:
     """Raise InvalidInput if a gid is reserved for one-to-one chats, whose members are fixed."""
     if is_direct(gid):

@@ -40,6 +40,12 @@ def gids(database: Database) -> Iterator[str]:
         yield from page
 
 
+def gids_of(database: Database, uid: str) -> list[str]:
+    """Return the groups that a user is in, or was in."""
+    c = GROUP_SPANS.c
+    return _texts(gid for (gid,) in database.fetch(select(c.gid).distinct().where(c.uid == uid)))
+
+
 def uids(database: Database) -> Iterator[str]:
     """Yield all present and past members of all groups, in order."""
     c = GROUP_SPANS.c

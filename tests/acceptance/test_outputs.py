@@ -15,6 +15,7 @@ import redis
 
 from imcore.chat import Chat
 from imcore.errors import ImError
+from imcore.model.values import Draft
 from imcore.settings import Settings, socket_path, socket_url
 from tests.helpers.deadline import wait_until
 from tests.helpers.outputs import (
@@ -205,7 +206,7 @@ def test_an_import_continues_when_its_errors_and_its_bar_cannot_be_written(
         printed, _ = process.communicate(timeout=END_S)
 
     assert process.returncode == 1
-    assert json.loads(printed) == {"messages": 0, "joins": 1, "leaves": 0, "acks": 0, "errors": 2000}
+    assert json.loads(printed) == {"messages": 0, "joins": 1, "leaves": 0, "acks": 0, "recalls": 0, "errors": 2000}
 
 
 def test_an_interrupt_writes_nothing_to_stdout_where_stderr_is_closed(im: Im) -> None:
@@ -302,3 +303,36 @@ def test_a_dead_letter_is_not_dropped_after_one_that_could_not_be_shown(im: Im) 
     assert said.decode() == f"im: {ids[0]} is dropped, but the output could not be written: No space left on device\n"
     with im.started("dead", "list", "--json", stdout=subprocess.PIPE) as listing:
         assert len(listing.communicate(timeout=END_S)[0].splitlines()) == len(ids) - 1
+
+
+@pytest.mark.parametrize("kind", FAILING, ids=lambda kind: kind.__name__)
+def test_an_export_whose_output_fails_ends_with_1_and_one_line(im: Im, kind: Output) -> None:
+    with kind() as stdout, im.started("export", "team", stdout=stdout, stderr=subprocess.PIPE) as process:
+        _, said = process.communicate(timeout=END_S)
+
+    assert process.returncode == 1
+    assert said.startswith(b"im: the output could not be written: ")
+    assert said.count(b"\n") == 1
+
+
+def test_an_interrupted_export_leaves_no_file(im: Im, tmp_path: Path) -> None:
+    # Given more than it can write before it is interrupted
+    for number in range(100):
+        im.chat.send_many("team", [Draft("ann", "x" * 1000, f"{number} {each}") for each in range(100)])
+    file, part = tmp_path / "team.jsonl", tmp_path / "team.jsonl.part"
+    # When
+    with im.started("export", "team", "--output", str(file), stderr=subprocess.PIPE) as process:
+        wait_until(part.exists, timeout_s=END_S)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=END_S)
+    # Then
+    assert (process.returncode, said.strip()) == (130, b"im: interrupted")
+    assert not file.exists()
+    assert not part.exists()
+
+
+def test_an_export_for_which_the_disk_has_no_room_leaves_no_file(im: Im, tmp_path: Path) -> None:
+    im.chat.send("team", "x" * 20_000, sender_uid="ann")
+
+    assert im.code("export", "team", "--output", str(tmp_path / "team.jsonl"), shell="ulimit -f 8") == 1
+    assert not list(tmp_path.glob("team*"))

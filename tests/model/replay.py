@@ -15,7 +15,7 @@ def replay(model: Model, events: Iterable[Event], msgids: Mapping[str, Sequence[
 
 
 def _apply(model: Model, event: Event, msgids: Mapping[str, Sequence[str]]) -> None:
-    gid, uid = event["gid"], event["uid"]
+    gid, uid = event["gid"], event.get("uid", "")
     if event["type"] == "message" and model.stored(gid, uid, event["client_msgid"]):
         return
     if gid not in model.groups:
@@ -24,7 +24,7 @@ def _apply(model: Model, event: Event, msgids: Mapping[str, Sequence[str]]) -> N
         case "message":
             model.add_members(gid, [uid])
             msgid = msgids[gid][model.groups[gid].newest]
-            model.send(gid, uid, event["content"], event["client_msgid"], msgid)
+            model.send(gid, uid, event["content"], event["client_msgid"], msgid, event.get("meta"))
         case "join":
             model.add_members(gid, [uid])
         case "leave":
@@ -37,3 +37,8 @@ def _apply(model: Model, event: Event, msgids: Mapping[str, Sequence[str]]) -> N
             assert message is not None, "a valid ack names a message that is there"
             model.add_members(gid, [uid])
             model.ack(gid, uid, message.msgid)
+        case "recall":
+            message = model.groups[gid].with_client_msgid(event["client_msgid"])
+            assert message is not None, "a valid recall names a message that is there"
+            if not message.recalled:
+                model.recall(gid, message.msgid, uid, msgids[gid][model.groups[gid].newest])

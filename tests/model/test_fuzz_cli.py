@@ -103,7 +103,7 @@ def arguments(name: str) -> st.SearchStrategy[list[str]]:
         if isinstance(each, click.Argument)
     ]
     options = [each for each in parameters if isinstance(each, click.Option) and "URL" not in str(each.metavar)]
-    options = [each for each in options if each.name not in {"data_dir", "help"}]
+    options = [each for each in options if each.name not in {"data_dir", "help"} and each.metavar != "FILE"]
     must = [option(each) for each in options if each.required or each.name == "sender_uid"]
     may = st.lists(st.one_of([option(each) for each in options]), max_size=2).map(lambda many: [*chain(*many)])
     more = st.sampled_from([False] * 7 + [True]).flatmap(

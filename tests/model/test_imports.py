@@ -136,7 +136,12 @@ def stores(case: tuple[str, int], new_folder: Callable[[], Path], request: pytes
     return Stores(lambda: fakeredis.FakeRedis(server=server), new_folder(), EPOCHS)
 
 
-def random_events(chance: random.Random, prefix: str = "", *, most: int = 30) -> list[Event]:
+TURNS = ("message", "message", "message", "join", "leave", "leave", "back", "rename", "again", "ack", "ack", "bad")
+
+
+def random_events(
+    chance: random.Random, prefix: str = "", *, most: int = 30, turns: Sequence[str] = TURNS
+) -> list[Event]:
     """Users who join, leave, are renamed, send, send the same again, and ack; also messages that are not there yet."""
     events: list[Event] = []
     sent: list[Event] = []
@@ -144,22 +149,20 @@ def random_events(chance: random.Random, prefix: str = "", *, most: int = 30) ->
     for number in range(chance.randint(2, most)):
         event: Event = {"gid": chance.choice(gids), "uid": chance.choice(UIDS)}
         client_msgid = f"{prefix}{number}"
-        match chance.choice(
-            ["message"] * 3 + ["join", "leave", "leave", "back", "rename", "again", "ack", "ack", "bad"]
-        ):
+        match turn := chance.choice(turns):
             case "message":
                 event |= {"type": "message", "content": client_msgid, "client_msgid": client_msgid}
                 sent.append(event)
             case "again" if sent:
                 event = chance.choice(sent)
-            case "ack" if sent and chance.random() < 0.8:
+            case "ack" | "recall" if sent and chance.random() < 0.8:
                 event |= {
-                    "type": "ack",
+                    "type": turn,
                     "gid": (said := chance.choice(sent))["gid"],
                     "client_msgid": said["client_msgid"],
                 }
-            case "ack":
-                event |= {"type": "ack", "client_msgid": f"{prefix}{number + chance.randint(0, 9)}"}
+            case "ack" | "recall":
+                event |= {"type": turn, "client_msgid": f"{prefix}{number + chance.randint(0, 9)}"}
             case "rename":
                 event |= {"type": "rename", "new_uid": chance.choice(UIDS)}
             case "back":
@@ -180,20 +183,21 @@ def valid(events: Sequence[Event]) -> list[bool]:
     for event in events:
         if event["type"] == "message":
             sent.add((event["gid"], event["client_msgid"]))
-        is_known_ack = (event["gid"], event.get("client_msgid")) in sent
-        verdicts.append(event["type"] != "nonsense" and (event["type"] != "ack" or is_known_ack))
+        is_known = (event["gid"], event.get("client_msgid")) in sent
+        verdicts.append(event["type"] != "nonsense" and (event["type"] not in {"ack", "recall"} or is_known))
     return verdicts
 
 
 def split(events: Sequence[Event]) -> tuple[list[Event], list[Event]]:
-    """Return the events up to the last message that was not sent before, and those after it."""
-    sent: set[tuple[str, str]] = set()
+    """Return the events up to the last message that was not sent before, or recall of one, and those after it."""
+    done: set[tuple[str, str]] = set()
     end = 0
     for i, event in enumerate(events):
-        if event["type"] == "message" and (event["uid"], event["client_msgid"]) not in sent:
-            sent.add((event["uid"], event["client_msgid"]))
+        by = {"message": event["uid"], "recall": "recalled"}.get(event["type"])
+        if by and (by, event["client_msgid"]) not in done:
+            done.add((by, event["client_msgid"]))
             end = i + 1
-    after = [event for event in events[end:] if event["type"] != "message"]
+    after = [event for event in events[end:] if event["type"] not in {"message", "recall"}]
     return list(events[:end]), after
 
 
@@ -258,7 +262,7 @@ def state(chat: Chat) -> dict[str, Any]:
 
 def test_killed_and_grown_import_equals_one_run_of_the_whole_file(stores: Stores, chance: random.Random) -> None:
     # Given runs of a file that grows, some of them killed
-    events = random_events(chance)
+    events = random_events(chance, turns=[*TURNS, "recall"])
     length = 0
     for _ in range(chance.randint(0, 4)):
         length = chance.randint(length, len(events))

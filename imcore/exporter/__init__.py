@@ -1,0 +1,1 @@
+"""Writes groups, and the data of one user, as events that `imcore.importer` replays."""
