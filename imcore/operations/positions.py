@@ -71,6 +71,11 @@ def delivered(uid: str, gid: str, msgid: str) -> Effects[Delivery]:
     return Delivery(gid, uid, result.last_ack_msgid, result.advanced)
 
 
+def confirm_delivered(gid: str, targets: Sequence[DeliveryTarget]) -> Effects[list[AckResult | ImError]]:
+    """Note what has arrived. The results have the positions of delivery in place of the offsets."""
+    return (yield from _confirm(message_calls.delivered, gid, targets))
+
+
 def _clear_in_sql(uid: str, gid: str, found: AckResult, target: DeliveryTarget) -> Effects[int | None]:
     """Return up to where SQL has all, None if it has a message of others before the one that has arrived."""
     position = found.unmoved[uid]

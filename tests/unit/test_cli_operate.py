@@ -29,6 +29,9 @@ from imcore.repair.rebuild import Before, RebuildSummary
 from imcore.settings import Settings
 from tests.helpers.cli import im
 
+NONE = {"delivered": 0, "marks": 0, "recalls": 0}
+"""Some numbers of an import that had nothing of them."""
+
 
 @pytest.fixture(autouse=True)
 def _no_stores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +75,9 @@ def test_the_help_of_import_shows_every_form_and_each_is_valid() -> None:
 
     events = [parse(line.encode(), max_content_bytes=1000) for line in shown]
 
-    assert [event.type for event in events] == ["message", "join", "leave", "rename", "ack", "recall", "group"]
+    assert [event.type for event in events] == [
+        *("message", "join", "leave", "rename", "ack", "delivered", "mark", "recall", "group"),
+    ]
 
 
 def test_import_prints_its_summary(seen: list[bytes], tmp_path: Path) -> None:
@@ -82,7 +87,7 @@ def test_import_prints_its_summary(seen: list[bytes], tmp_path: Path) -> None:
     result = im("import", str(file), "--json")
 
     assert (result.exit_code, result.stderr) == (0, "")
-    assert json.loads(result.stdout) == {"messages": 2, "joins": 0, "leaves": 0, "acks": 0, "recalls": 0, "errors": 0}
+    assert json.loads(result.stdout) == {"messages": 2, "joins": 0, "leaves": 0, "acks": 0, **NONE, "errors": 0}
     assert seen == [b'{"one": 1}\n', b'{"two": 2}']
 
 
@@ -157,7 +162,7 @@ def test_import_replays_the_whole_part_of_a_truncated_file(seen: list[bytes], tm
 
     assert (result.exit_code, seen) == (1, LINES)
     assert result.stderr == "im: line 3: the rest cannot be read: the gzip data is cut off\n"
-    assert json.loads(result.stdout) == {"messages": 2, "joins": 0, "leaves": 0, "acks": 0, "recalls": 0, "errors": 1}
+    assert json.loads(result.stdout) == {"messages": 2, "joins": 0, "leaves": 0, "acks": 0, **NONE, "errors": 1}
 
 
 def test_import_shows_progress_in_bytes_of_the_file(
