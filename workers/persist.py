@@ -273,7 +273,7 @@ def _batch_length(entries: Sequence[Entry], member_counts: Mapping[str, int]) ->
 
 
 def _rows_of_moves(event: Acked | Delivered, known: set[Spans]) -> int:
-    """Return how many rows an entry makes. The offsets of `known` spans have rows already; add the entry's spans."""
+    """Return the most rows that an entry makes. Offsets of `known` spans have rows already; add the entry's spans."""
     rows = 0
     for joined, _, _, uids in event.moves:
         before = len(known)

@@ -18,6 +18,7 @@ from imcore.model.direct import gid_of
 from imcore.model.values import Message, MessageTally
 from imcore.process import StopSignals
 from imcore.repair.check import check
+from imcore.sql.moves import movers_of
 from imcore.streams.consumers import worker_stats
 
 MESSAGES = 100
@@ -30,7 +31,7 @@ ACK_EVERY = 10
 
 _QUESTION, _ANSWER = "Are you coming?", "On my way"
 _TABLES = ("group_msgs", "group_spans", "offset_moves", "msg_acks")
-_ACKS = text("SELECT SUM(json_array_length(uids)) FROM offset_moves WHERE gid = :gid")
+_MOVES = text("SELECT start, msgid, uids FROM offset_moves WHERE gid = :gid")
 _STORED_TALLIES = text(
     """SELECT msgid, SUM(CASE WHEN if_ack THEN 1 ELSE 0 END), SUM(CASE WHEN if_ack THEN 0 ELSE 1 END)
     FROM msg_acks WHERE gid = :gid GROUP BY msgid"""
@@ -266,7 +267,8 @@ def _claim_storage(claims: Claims, chat: Chat) -> None:
     counts = {name: text(f"SELECT COUNT(*) FROM {name} WHERE gid = :gid") for name in _TABLES}  # noqa: S608 (our names)
     with chat.system.database.connection() as connection:
         rows = {name: connection.scalar(query, {"gid": GID}) for name, query in counts.items()}
-        acks = connection.scalar(_ACKS, {"gid": GID}) or 0
+        moves = connection.execute(_MOVES, {"gid": GID}).all()
+    acks = len({(start, to, uid) for start, to, uids in moves for uid, _ in movers_of(uids)})
     receipts = rows.pop("msg_acks")
     claims.hold(
         (rows["group_msgs"], rows["group_spans"]) == (MESSAGES, len({*MEMBERS, NEWCOMER})),

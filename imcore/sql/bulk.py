@@ -1,16 +1,15 @@
 """Bulk writes, as far as SQLite and PostgreSQL agree: columns, values, and conflict clauses.
 
-Every conflict clause keeps a maximum or a minimum, so writes commute and may be repeated.
+Every conflict clause keeps a maximum, a minimum or a union, so writes commute and may be repeated.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from imcore import msgid as msgids
 from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow, WatermarkRow
+from imcore.sql.moves import ADD_LINE, line_of
 from imcore.sql.tables import reach
 
 TimeForm = Callable[[int], object]
@@ -82,12 +81,7 @@ def _message_values(row: MessageRow, time: TimeForm) -> tuple[object, ...]:
 
 def _move_values(row: MoveRow, _time: TimeForm) -> tuple[object, ...]:
     gid, msgid, start, entry, uids = row
-    return gid, reach(msgid - start), msgid, entry, start, _json(uids)
-
-
-@lru_cache(maxsize=256)
-def _json(uids: tuple[str, ...]) -> str:
-    return json.dumps(uids, ensure_ascii=False)
+    return gid, reach(msgid - start), msgid, entry, start, line_of(uids)
 
 
 def watermark_name(partition: int, consumer: str) -> str:
@@ -144,7 +138,7 @@ _BOOKMARKS: BulkTable[BookmarkRow] = BulkTable(
 _MOVES: BulkTable[MoveRow] = BulkTable(
     table="offset_moves",
     columns="gid text, reach int2, msgid int8, entry int8, start int8, uids text",
-    on_conflict="(gid, reach, msgid, entry, start) DO NOTHING",
+    on_conflict=f"(gid, reach, msgid, entry, start) DO UPDATE SET {ADD_LINE}",
     values=_move_values,
     appends=True,
 )

@@ -146,10 +146,10 @@ def reach(length: int) -> int:
 
 
 class OffsetMove(Stored, table=True):
-    """The offsets of `uids`, a JSON array, moved from `start` to `msgid` at the time of the journal's `entry`.
+    """The offsets of `uids` moved from `start` to `msgid`, at the time of the journal's `entry` or a second later.
 
-    These users read the messages between at that time. A move of class `reach` that covers message m ends within
-    [m, m + longest(reach)), which is one range of the primary key.
+    These users read the messages between then. `imcore.sql.moves` reads the cell. A move of class `reach` that covers
+    message m ends within [m, m + longest(reach)), which is one range of the primary key.
     """
 
     __tablename__ = "offset_moves"
