@@ -46,6 +46,7 @@ class GroupKeys:
         self.group_locks = f"{tag}group_locks"
         self.creating = f"{tag}creating"
         self.unnotified = f"{tag}unnotified"
+        self.rewrites = f"{tag}rewrites"
         self.version = f"{tag}version"
         self.channel = f"{tag}{channels}push:{gid}"
         self.inboxes = f"{tag}{channels}inbox:"
@@ -92,6 +93,7 @@ class Keyspace:
     rebuilt = _per_partition("rebuilt")
     creating = _per_partition("creating")
     unnotified = _per_partition("unnotified")
+    rewrites = _per_partition("rewrites")
     online = _per_partition("online")
     online_ms = _per_partition("online_ms")
 

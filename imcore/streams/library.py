@@ -10,12 +10,12 @@ from redis.exceptions import NoPermissionError, ResponseError
 from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
 from imcore.streams.server_info import primaries_of, servers_of
 
-VERSION = 11
+VERSION = 12
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
 
 _FILES = (
     *("base", "groups", "idempotency", "messages", "acks", "receipts", "history"),
-    *("sessions", "coalescing", "journals", "repair_streams", "repair_members", "watermarks"),
+    *("sessions", "coalescing", "journals", "repair_streams", "repair_members", "watermarks", "rewrite"),
 )
 """The files of `lua/` that make up the library. Each may use what earlier ones define."""
 

@@ -30,7 +30,8 @@ AIMS = {
 """What each figure is to be at most."""
 
 REACHED = {
-    "product lines, Python and Lua": 35_350,
+    "product lines, Python and Lua": 36_700,
+    "modules of imcore that workers.persist reaches": 47,
     "longest chain of imports between files of imcore": 19,
     "classes between `im send` and the sender's receipt": 111,
     "files between `im send` and the sender's receipt": 40,

@@ -27,6 +27,7 @@
 --   online_ms string the greatest length of any session
 --   creating hash   gid -> "token end length" of a group that is being created in steps and does not exist yet
 --   unnotified hash the same for a group that exists, until all its members are notified
+--   rewrites zset   gid -> time (ms) since when a recalled text of the group waits to leave its stream (see rewrite.lua)
 -- A span key is the uid while the span is open, and uid SEP joined once it is closed.
 --
 -- Ends. A lease, a lock, a session and a creation end at a time of the server's clock (ms), which is stored with the length.
@@ -36,7 +37,7 @@
 -- Errors begin with a code: NOGROUP, CREATING, ABANDONED, CLOCK, LOST. In a call for many items, an item that fails
 -- is answered with a code (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others are carried out.
 
-local VERSION = 11
+local VERSION = 12
 local EPOCH_MS = 1577836800000
 local PER_MS = 8192
 local HIGHEST = 9007199254740991  -- of all packed msgids
