@@ -95,14 +95,19 @@ class TestBeside:
         chance = random.Random(seed)
         sent = [tally.message for tally in chat.status(GID, limit=0)]
 
+        for uid in ("user1", "user2", "user3"):
+            other.ack(uid, GID)  # their offsets move with what they send
+
         def something() -> None:
             uid = f"user{chance.randrange(70)}"
+            caught_up = f"user{chance.randrange(1, 4)}"
             what: Callable[[], object] = chance.choice(
                 [
                     lambda: sent.append(other.send(GID, f"by {uid}", sender_uid=uid)),
+                    lambda: sent.append(other.send(GID, f"by {caught_up}", sender_uid=caught_up)),
                     lambda: other.ack(uid, GID, chance.choice(sent).msgid),
                     lambda: other.ack_many(GID, [(f"user{n}", chance.choice(sent).msgid) for n in range(0, 60, 7)]),
-                    lambda: other.ack(uid, GID),
+                    lambda: [other.ack(f"user{number}", GID) for number in range(1, 4)],
                     lambda: other.add_members(GID, [uid]),
                     lambda: other.remove_members(GID, [uid]),
                     lambda: sent.append(other.recall(GID, other.send(GID, SECRET, sender_uid="ann").msgid, by="ann")),
