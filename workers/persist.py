@@ -18,6 +18,7 @@ from imcore.errors import DatabaseRejected, DatabaseUnavailable, ImError
 from imcore.metrics import WorkerMetrics
 from imcore.model.rows import Batch, BookmarkRow, ConfirmRow, GroupRow, MoveRow, SpanRow, WatermarkRow
 from imcore.msgid import NONE
+from imcore.repair.rewriting import Rewriting
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
@@ -73,6 +74,7 @@ class Persist:
         self._metrics = metrics or WorkerMetrics(KIND)
         self._journal = Journal(client, KIND, settings, self._metrics)
         self._watch = watch
+        self._rewriting = Rewriting(client)
         self._batch_size = settings.batch_size
         self._in_hand: list[Entry] = []
         self._member_counts: dict[str, int] = {}
@@ -96,6 +98,7 @@ class Persist:
     def _step(self) -> int:
         if self._journal.lease.is_held:
             self._journal.renew()  # also while nothing may be taken: a worker that waits is not dead
+            self._rewriting.look(self._journal.renew)
         if self._watch.look():
             self._drop_batch()
         if not self._in_hand:

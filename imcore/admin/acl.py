@@ -41,7 +41,7 @@ _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("stream",): ("xgroup|create", "xgroup|destroy", "xgroup|setid"),
     ("stream", "journal"): ("xadd",),
     ("journal",): ("xdel",),  # replaces an entry whose id cannot be packed
-    ("acked", "joined", "left", "recalled", "sessions", "online"): ("zadd",),
+    ("acked", "joined", "left", "recalled", "rewrites", "sessions", "online"): ("zadd",),
     ("acked", "joined", "dirty", "sessions", "online"): ("zrem",),
     ("online_ms",): ("get", "set"),
     ("sessions",): ("pexpireat",),
@@ -67,6 +67,7 @@ _MAINTENANCE = (
 
 _REPLACEMENTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("own_unacked", "rebuilt", "shadow"): ("del", "unlink"),
+    ("stream",): ("unlink",),
     ("idempotency_older",): ("unlink",),
     ("version",): ("set",),
 }
@@ -82,7 +83,9 @@ _OF_RQ = (
 )
 """The keys of rq: all commands that are not dangerous, on these keys only."""
 
-_ONE_PER_PARTITION = {"journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "unnotified"}
+_ONE_PER_PARTITION = {
+    *("journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "unnotified", "rewrites"),
+}
 """Kinds with one key per partition. All others have one per gid or uid."""
 
 

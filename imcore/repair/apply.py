@@ -28,7 +28,7 @@ from imcore.repair.state import Counter, highest_offset
 from imcore.repair.window import START, now_ms, packed
 from imcore.sql import corrections, queries
 from imcore.sql.queries import Light
-from imcore.streams.calls import repair_calls
+from imcore.streams.calls import repair_calls, rewrite_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.calls.repair_calls import GroupLock, Shadow, ShadowEntry
 from imcore.streams.client import CHUNK
@@ -238,6 +238,7 @@ class _Attempt(Planner):
         self._client.call_many(
             [
                 *paged(recalled, partial(repair_calls.set_recalled, k)),
+                *([rewrite_calls.wait(k)] if recalled - plan.live.recalled else ()),  # Redis may have their texts
                 *paged(strangers, partial(repair_calls.set_recalled, k, drop=True)),
                 *paged(owners, partial(repair_calls.restore_own_unacked, k, trimmed=trimmed)),
                 *paged(plan.reidentified, partial(repair_calls.restore_idempotency, k, for_ms=once_ms, correct=True)),

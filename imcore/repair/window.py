@@ -16,6 +16,7 @@ from imcore.sql import queries
 from imcore.streams import events, wire
 from imcore.streams.calls import journal_calls, message_calls
 from imcore.streams.calls.call import all_entries
+from imcore.streams.calls.rewrite_calls import REWRITE
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
 from imcore.streams.keys import CONFIG, REBUILDING, SEPARATOR, GroupKeys
@@ -254,7 +255,11 @@ def lost_watermarks(system: System) -> dict[Place, tuple[int, int]]:
 
 def unfinished(system: System, partition: int) -> set[str]:
     """Return the groups of a partition whose repair has begun and not ended. They may not be as desired."""
-    return {wire.text(gid) for gid in system.client.query("HKEYS", system.client.space.group_locks(partition))}
+    locks = system.client.space.group_locks(partition)
+    gids = system.client.query("HKEYS", locks)
+    holders = system.client.query("HMGET", locks, *gids) if gids else ()
+    locked = zip(gids, holders, strict=True)
+    return {wire.text(gid) for gid, holder in locked if holder and not holder.startswith(REWRITE.encode())}
 
 
 def rebuild_token(system: System) -> str | None:

@@ -49,6 +49,7 @@ class GroupKeys:
         self.group_locks = f"{tag}group_locks"
         self.creating = f"{tag}creating"
         self.unnotified = f"{tag}unnotified"
+        self.rewrites = f"{tag}rewrites"
         self.version = f"{tag}version"
         self.receipts_off = f"{tag}receipts_off"
         self.channel = f"{tag}{channels}push:{gid}"
@@ -114,6 +115,7 @@ class Keyspace:
     unnotified = _per_partition("unnotified")
     receipts_off = _per_partition("receipts_off")
     last_seen = _per_partition("last_seen")
+    rewrites = _per_partition("rewrites")
     online = _per_partition("online")
     online_ms = _per_partition("online_ms")
 

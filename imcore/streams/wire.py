@@ -157,6 +157,11 @@ def was_caught_up(values: list[bytes]) -> bool:
     return values[_CAUGHT_UP] == b"1"
 
 
+def has_text(values: list[bytes]) -> bool:
+    """Return whether an entry has a text or a meta."""
+    return any(values[_TEXT : _TEXT + 1]) or _has_meta(values[_EXTRA:])
+
+
 Push = tuple[bytes, list[bytes]]
 """Data of a channel: its kind (m: message, r: recall, d: digest, p: position, j: joined, l: left), and its fields."""
 

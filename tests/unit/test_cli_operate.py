@@ -274,6 +274,7 @@ def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imcore.admin.retention.trim", trimmed)
     monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 1)
     monkeypatch.setattr("imcore.admin.append_only.count_kept", lambda _: 0)
+    monkeypatch.setattr("imcore.repair.rewriting.rewrite_all", lambda _: 0)
 
     dropped = {"groups": 1, "entries": 20, "journal_entries": 3, "read_times": 0, "rewritten": 1}
     assert json.loads(im("trim", "--json").stdout) == dropped
@@ -297,6 +298,7 @@ def test_the_options_of_trim_have_the_limits_of_the_settings(
     monkeypatch.setattr("imcore.admin.retention.trim", trimmed)
     monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 0)
     monkeypatch.setattr("imcore.admin.append_only.count_kept", lambda _: 0)
+    monkeypatch.setattr("imcore.repair.rewriting.rewrite_all", lambda _: 0)
     [highest] = [re.search(r"0<=x<=(\d+)", line) for line in im("trim", option, str(10**20)).stderr.splitlines()][-1:]
     assert highest
     most = int(highest[1])
@@ -314,6 +316,7 @@ def test_trim_says_why_the_journals_stay(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("imcore.admin.retention.held_up", lambda _: "the journals keep 4 entries: so it is")
     monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 0)
     monkeypatch.setattr("imcore.admin.append_only.count_kept", lambda _: 0)
+    monkeypatch.setattr("imcore.repair.rewriting.rewrite_all", lambda _: 0)
 
     result = im("trim", "--json")
 

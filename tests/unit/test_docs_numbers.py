@@ -102,7 +102,6 @@ FACTS = {
         f"may be repeated for {DEFAULTS.idempotency_ms // 3_600_000} hours (`IM_IDEMPOTENCY_MS`)",
         f"more than {creation.STEP} members is created in steps",
         f"those that take longer than {process.WORKER_PATIENCE_S:g} s",
-        f"({DEFAULTS.keep_ms // 86_400_000} days or {DEFAULTS.keep_messages:,} messages;",
     ],
     "imcore/README.md": [
         f"a window ({DEFAULTS.receipt_window_ms} ms)",

@@ -173,7 +173,7 @@ def _apart(gid: str, uids: Sequence[str], numbers: list[Any]) -> dict[str, int |
 def recall(space: Keyspace, gid: str, msgid: int, *, by: str, sender_uid: str, admin: bool) -> Call[SendResult | None]:
     """Recall a message of a sender; answers the tombstone, None if it is recalled already."""
     k = space.group(gid)
-    keys = (k.meta, k.stream, k.acked, k.joined, k.recalled, k.journal, k.own_unacked(sender_uid))
+    keys = (k.meta, k.stream, k.acked, k.joined, k.recalled, k.journal, k.own_unacked(sender_uid), k.rewrites)
 
     def decode(answer: Any) -> SendResult | None:
         if answer == b"RECALLED":

@@ -106,8 +106,8 @@ def release(lock: GroupLock, *, done: bool) -> Call[bool]:
 
 
 def copy(lock: GroupLock, *, last: str, count: int) -> Call[int]:
-    """Copy a page of a stream up to an id into its shadow; answers how many entries that has now."""
-    keys = (*lock.keys, lock.k.stream)
+    """Copy a page of a stream up to an id, without recalled texts, into its shadow; answers how many that has now."""
+    keys = (*lock.keys, lock.k.stream, lock.k.recalled)
     return Call("im_repair_copy", keys, (*lock.args, last, count), int, lock.k.gid, writes=True)
 
 

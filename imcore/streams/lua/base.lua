@@ -35,6 +35,7 @@
 --   last_seen zset  uid -> when the user's last session ended (ms), for users of this partition without one
 --   creating hash   gid -> "token end length" of a group that is being created in steps and does not exist yet
 --   unnotified hash the same for a group that exists, until all its members are notified
+--   rewrites zset   gid -> time (ms) since when a recalled text of the group waits to leave its stream (see rewrite.lua)
 -- A span key is the uid while the span is open, and uid SEP joined once it is closed.
 --
 -- Ends. A lease, a lock, a session and a creation end at a time of the server's clock (ms), which is stored with the length.

@@ -123,8 +123,8 @@ end)
 
 -- im_recall: recall a message. A tombstone goes through the stream to every member. The message keeps its seq and its
 -- receipts, and neither message nor tombstone is unread for anyone.
--- Keys: meta, stream, acked, joined, recalled, journal, own_unacked of the message's sender. Arguments: gid, push channel, uid
--- that recalls, packed msgid, the message's sender, 1 if the uid may recall messages of others.
+-- Keys: meta, stream, acked, joined, recalled, journal, own_unacked of the message's sender, rewrites. Arguments: gid, push channel,
+-- uid that recalls, packed msgid, the message's sender, 1 if the uid may recall messages of others.
 -- Answer: {msgid of the tombstone, its seq}, or NOMSG, FUTURE, TRIMMED, NOTSENDER, RECALLED, TOMBSTONE. Errors: NOGROUP.
 define_for_group('im_recall', ALLOW_OOM, function(keys, args, seq, last, trimmed)
   local gid, uid, target, sender = args[1], args[3], args[4], args[5]
@@ -152,6 +152,7 @@ define_for_group('im_recall', ALLOW_OOM, function(keys, args, seq, last, trimmed
   local packed = decimal(pack(id))
   redis.call('HSET', keys[1], 'seq', seq + 1, 'last', packed)
   redis.call('ZADD', keys[5], target, target, packed, packed)
+  redis.call('ZADD', keys[8], 'NX', now_ms(), gid)  -- its text waits for a rewrite of the stream
   if caught_up then
     redis.call('ZADD', keys[3], packed, uid)
     redis.call('XGROUP', 'SETID', keys[2], uid, id, 'ENTRIESREAD', seq + 1)

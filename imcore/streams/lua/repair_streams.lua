@@ -79,15 +79,38 @@ local function raise_last_id(stream, id, added)
   end
 end
 
--- im_repair_copy: copy a page of a stream's entries into its shadow, after those it has.
--- Keys: group_locks, shadow, stream. Arguments: gid, token, last id (inclusive), count.
+-- Remove text and meta of the recalled messages in a page of a stream.
+local function remove_recalled(page, recalled)
+  local is_recalled = {}
+  local range = page[1] and {decimal(pack(page[1][1])), decimal(pack(page[#page][1]))} or {1, 0}
+  for _, packed in ipairs(redis.call('ZRANGEBYSCORE', recalled, range[1], range[2])) do
+    is_recalled[unpack_id(tonumber(packed))] = true
+  end
+  for _, entry in ipairs(page) do
+    if is_recalled[entry[1]] and is_message(entry) and entry[2][15] ~= 'recalls' then
+      entry[2] = {unpack(entry[2], 1, 14)}
+      entry[2][14] = ''
+    end
+  end
+end
+
+-- Copy a page of a stream's entries up to an id into its shadow, after those it has, without recalled texts. Returns whether more
+-- may follow.
+local function copy_entries(stream, shadow, recalled, last, count)
+  local page, more = read_page('XRANGE', stream, '(' .. last_id(shadow), last, count, PAGE_BYTES, true)
+  remove_recalled(page, recalled)
+  for _, entry in ipairs(page) do
+    redis.call('XADD', shadow, entry[1], unpack(entry[2]))
+  end
+  return more
+end
+
+-- im_repair_copy: copy a page of a stream's entries into its shadow, after those it has; recalled ones without their texts.
+-- Keys: group_locks, shadow, stream, recalled. Arguments: gid, token, last id (inclusive), count.
 -- Answer: how many entries the shadow has now. Errors: LOST.
 define_locked('im_repair_copy', function(keys, args)
-  local top = last_id(keys[2])
-  if is_after(args[3], top) then
-    for _, entry in ipairs(redis.call('XRANGE', keys[3], '(' .. top, args[3], 'COUNT', args[4])) do
-      redis.call('XADD', keys[2], entry[1], unpack(entry[2]))
-    end
+  if is_after(args[3], last_id(keys[2])) then
+    copy_entries(keys[3], keys[2], keys[4], args[3], tonumber(args[4]))
   end
   return redis.call('XLEN', keys[2])
 end)
@@ -243,6 +266,7 @@ define_locked('im_repair_swap', function(keys, args)
   end
   raise_last_id(shadow, args[10], seq)
   create_consumer_groups(shadow, acked, trimmed, trimmed_seq)
+  redis.call('UNLINK', stream)  -- a stream that is renamed over is freed before the next call, however large it is
   redis.call('RENAME', shadow, stream)
   local last = newest == '0-0' and '0' or decimal(pack(newest))
   redis.call('HSET', meta, 'seq', seq, 'last', last, 'trimmed', trimmed)
