@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import select
 
 from imcore import msgid as msgids
-from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow, folded
+from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow, folded
 from imcore.msgid import to_ms
 from imcore.sql.database import Database
 from imcore.sql.moves import movers_of
@@ -42,6 +42,7 @@ def stored(database: Database) -> Batch:
             for row in rows["group_msgs"]
         ],
         spans=[SpanRow(*row) for row in rows["group_spans"]],
+        bookmarks=[BookmarkRow(*row) for row in rows["bookmarks"]],
         moves=folded(
             MoveRow(row.gid, row.msgid, row.start, row.entry + (delay << msgids.COUNTER_BITS), (uid,))
             for row in rows["offset_moves"]
