@@ -75,7 +75,7 @@ define('im_send', DENY_OOM, function(keys, args)
     local uid, cid, sent, meta, text = args[a], args[a + 1], args[a + 2], args[a + 3], args[a + 4]
     local field = cid ~= '' and uid .. SEP .. cid
     local made = field and known[field]
-    local sender = not made and (senders[uid] or load_sender(senders, uid, keys))
+    local sender = not made and (senders[uid] or load_sender(senders, uid, keys, has_bookmarks))
     if made then
       local id, made_seq = string.match(made, '^(%S+) (%d+)$')
       answers[number] = {id, tonumber(made_seq), count_recipients(keys[4], keys[5], id), 1}
