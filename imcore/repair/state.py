@@ -216,7 +216,7 @@ def _lowered(row: SpanRow, actual: SpanRow | None, newest: int, bound: int) -> S
 
     left = lowered(row.left_msgid, actual and actual.left_msgid)
     acked, delivered = lowered(row.acked_msgid, actual and actual.acked_msgid) or 0, row.delivered_msgid
-    if delivered is not None and delivered > bound:
+    if delivered is not None and delivered > (bound if left is None else left):
         delivered = actual.delivered_msgid if actual and (actual.delivered_msgid or 0) <= bound else None
     row = row._replace(left_msgid=left, acked_msgid=acked, delivered_msgid=delivered)
     return row._replace(acked_msgid=offset_of(row), delivered_msgid=ahead_of(row))

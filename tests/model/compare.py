@@ -118,8 +118,8 @@ def compare_sql(database: Database, model: Model) -> None:
         assert sorted(map(tuple, members), key=str) == sorted(_members(model), key=str)
         bookmarks = connection.execute(
             text(
-                "SELECT gid, uid, private_msgid, mark_msgid FROM bookmarks JOIN group_users USING (gid, uid, joined_msgid)"
-                " WHERE private_msgid > 0 OR mark_msgid > 0"
+                "SELECT gid, uid, private_msgid, mark_msgid FROM bookmarks "
+                "JOIN group_users USING (gid, uid, joined_msgid) WHERE private_msgid > 0 OR mark_msgid > 0"
             )
         )
         assert sorted(map(tuple, bookmarks)) == sorted(_bookmarks(model))
