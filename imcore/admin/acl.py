@@ -36,18 +36,18 @@ _INSPECTIONS = (
 _PUBSUB = ("spublish", "ssubscribe", "sunsubscribe")
 
 _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
-    ("meta", "idempotency_newer", "idempotency_older", "creating", "unnotified"): ("hset",),
-    ("creating", "unnotified"): ("hdel",),
+    ("meta", "idempotency_newer", "idempotency_older", "creating", "unnotified", "bookmarks"): ("hset",),
+    ("creating", "unnotified", "bookmarks"): ("hdel",),
     ("stream",): ("xgroup|create", "xgroup|destroy", "xgroup|setid"),
     ("stream", "journal"): ("xadd",),
     ("journal",): ("xdel",),  # replaces an entry whose id cannot be packed
-    ("acked", "joined", "left", "recalled", "rewrites", "sessions", "online"): ("zadd",),
-    ("acked", "joined", "dirty", "sessions", "online"): ("zrem",),
+    (*("acked", "joined", "left", "ahead", "ahead_acked"), *("recalled", "rewrites", "sessions", "online")): ("zadd",),
+    ("acked", "joined", "ahead", "ahead_acked", "dirty", "sessions", "online"): ("zrem",),
     ("online_ms",): ("get", "set"),
     ("sessions",): ("pexpireat",),
     ("groups", "groups_of"): ("sadd",),
     ("groups_of",): ("srem",),
-    ("own_unacked",): ("rpush", "ltrim", "lrem", "unlink"),
+    ("own_unacked",): ("lpush", "rpush", "ltrim", "lrem", "unlink"),
     ("idempotency_older",): ("unlink",),
 }
 """Commands of the functions for users' calls, by the kinds of keys on which they run."""

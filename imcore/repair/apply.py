@@ -2,24 +2,23 @@
 
 Meanwhile no worker stores anything of the partition, and nobody else mends the group (`imcore.repair.locks`). SQL is
 written first. If messages are not as desired, a new stream (the shadow) is made beside the group's own, and takes its
-place in one step. Spans and own messages follow. Killed anywhere or done twice, this does no harm: the next attempt
-finds the rest. The system goes on: later messages follow in the new stream, and spans of users who join or leave
-meanwhile are done again.
+place in one step. Spans, bookmarks and own messages follow. Killed anywhere or done twice, this does no harm: the next
+attempt finds the rest. The system goes on: later messages follow in the new stream, and spans of users who join or
+leave meanwhile are done again.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, groupby
-from operator import attrgetter
-from typing import TypeVar
+from itertools import chain
 
 from imcore import msgid as msgids
 from imcore.errors import TryAgain
 from imcore.model.rows import Batch, GroupRow, SpanRow, WatermarkRow
 from imcore.repair import locks, window
-from imcore.repair.desired import Planner
+from imcore.repair.bookmarks import Bookmarks
+from imcore.repair.desired import PAGE, Planner, client_msgids, oldest_client_msgid, paged, trimmed_own
 from imcore.repair.diff import described_span
 from imcore.repair.locks import PartitionLock
 from imcore.repair.merge import Placed, Plan
@@ -29,7 +28,6 @@ from imcore.repair.window import START, now_ms, packed
 from imcore.sql import corrections, queries
 from imcore.sql.queries import Light
 from imcore.streams.calls import repair_calls, rewrite_calls
-from imcore.streams.calls.call import Call
 from imcore.streams.calls.repair_calls import GroupLock, Shadow, ShadowEntry
 from imcore.streams.client import CHUNK
 from imcore.streams.dead_letters import CHECK
@@ -37,12 +35,7 @@ from imcore.streams.keys import uid_of
 from imcore.system import System
 from imcore.util.batches import batches, grouped
 
-T = TypeVar("T")
-
 log = logging.getLogger(__name__)
-
-PAGE = 200
-"""The messages that one call adds to a shadow, and the spans that one asserts: the server does nothing else."""
 
 COUNTED_AT_ONCE = 10_000
 """For how many messages the spans are gone through once."""
@@ -75,9 +68,17 @@ class Mended:
 
 
 def mend(
-    system: System, gid: str, *, since: int | None = None, lock: PartitionLock | None = None, lost_all: bool = False
+    system: System,
+    gid: str,
+    *,
+    since: int | None = None,
+    lock: PartitionLock | None = None,
+    is_older: bool = False,
+    lost_all: bool = False,
 ) -> Mended:
     """Make one group alike on both sides; return what was done. Messages before `since` (packed) are looked at too.
+
+    `is_older`: Redis has lost what SQL has, as it has if it has `lost_all`.
 
     Nobody knows whether senders got the tallies that Redis had lost: those that they have not confirmed are due again,
     from the lowest lost offset on; all of them if Redis has `lost_all`, or if a process has died over this group.
@@ -87,7 +88,7 @@ def mend(
     partition = system.client.space.partition_of(gid)
     if lock is None:
         with PartitionLock(system, partition, wait_s=locks.LOCK_MS / 1000 + 1) as own:
-            return mend(system, gid, since=since, lock=own, lost_all=lost_all)
+            return mend(system, gid, since=since, lock=own, is_older=is_older, lost_all=lost_all)
     total = Mended(groups=1, behind=0 if lost_all or gid in window.unfinished(system, partition) else None)
     left: set[str] | None = None
     for _ in range(TRIES):
@@ -95,7 +96,7 @@ def mend(
         [group_lock] = locks.take(system, [gid])
         is_done = False
         try:
-            done, left = _Attempt(system, group_lock, since, lock).run(left)
+            done, left = _Attempt(system, group_lock, since, lock, is_older=is_older or lost_all).run(left)
             total = total.plus(done)
             if not left and left is not None:
                 total = total.plus(Mended(receipts=_make_due(system, gid, total.behind)))
@@ -119,10 +120,15 @@ def _make_due(system: System, gid: str, behind: int | None) -> int:
 
 
 class _Attempt(Planner):
-    def __init__(self, system: System, group_lock: GroupLock, since: int | None, lock: PartitionLock) -> None:
+    def __init__(
+        self, system: System, group_lock: GroupLock, since: int | None, lock: PartitionLock, *, is_older: bool
+    ) -> None:
         super().__init__(system, group_lock.k, since)
         self._group_lock = group_lock
         self._lock = lock
+        self._is_older = is_older
+        self._marks: dict[str, int] = {}
+        """The marks behind offsets, by uid."""
 
     def run(self, uids: set[str] | None) -> tuple[Mended, set[str] | None]:
         """Put the spans of these uids right, and all else; return what was done, and the uids that are left.
@@ -139,7 +145,7 @@ class _Attempt(Planner):
                 pass
         elif not self._swap(plan, self._make_shadow(plan)):
             return Mended(), uids
-        left = self._restore_spans(plan, uids)
+        left = self._restore_spans(plan, uids) or self._restore_bookmarks(plan)
         if not left:
             self._restore_rest(plan)
         return Mended(0, len(plan.lost), plan.moved, behind=lowest_behind(plan)), left
@@ -160,8 +166,8 @@ class _Attempt(Planner):
         if plan.rewritten:
             corrections.rewrite(self._database, plan.rewritten)
         rows = [row for spans in plan.spans.values() for row in spans.rows]
-        if plan.resets:  # which offsets hold is clear only after the swap: the journal will say so
-            rows = [row._replace(acked_msgid=row.joined_msgid) for row in rows]
+        if plan.resets:  # which positions hold is clear only after the swap: the journal will say so
+            rows = [row._replace(acked_msgid=row.joined_msgid, delivered_msgid=None) for row in rows]
         batch = Batch(spans=rows)
         if not queries.listed(self._database, [self._gid]):
             batch.groups.append(GroupRow(self._gid, self.backlog.created_ms or now_ms()))
@@ -226,10 +232,36 @@ class _Attempt(Planner):
             self._lock.renew()
         return missed
 
+    def _restore_bookmarks(self, plan: Plan) -> set[str]:
+        """Put bookmarks right on both sides; return the uids who changed theirs meanwhile, or joined or left."""
+        live = window.bookmarks(self._client, self._k)
+        changes = self.backlog, self._window.changes()[self._gid]  # of before and after Redis was read
+        bookmarks = Bookmarks(
+            queries.bookmarks(self._database, [self._gid]),
+            live,
+            changes,
+            bound=plan.bound,
+            latest_change=plan.latest_change,
+        )
+        members = {row.uid: row for row in plan.rows if row.left_msgid is None and row.uid in bookmarks.uids}
+        scores = self._client.query("ZMSCORE", self._k.acked, *members) if members else ()
+        for row, score in zip(list(members.values()), scores, strict=True):
+            members[row.uid] = row._replace(acked_msgid=window.packed_score(float(score or 0)))
+        wanted = bookmarks.orders(members, plan.newest, packed(plan.journal_end), is_older=self._is_older)
+        corrections.set_bookmarks(self._database, self._gid, wanted.in_sql, wanted.gone)
+        self._marks = wanted.marks
+        missed: set[str] = set()
+        for batch in batches(wanted.in_redis, PAGE):
+            numbers = self._client.call(repair_calls.bookmarks(self._group_lock, batch))
+            missed.update(batch[number].uid for number in numbers)
+        return missed
+
     def _restore_rest(self, plan: Plan) -> None:
         """Restore recalls, own messages past the offsets, and client_msgids."""
         members = [row.uid for row in plan.rows if row.left_msgid is None]
         trimmed = trimmed_own(self._system, [self._gid], plan.trim.msgid).get(self._gid, {})
+        for uid, mark in self._marks.items():  # SQL may not have it yet
+            trimmed[uid] = queries.own_after(self._database, self._gid, uid, after=mark, until=plan.trim.msgid)
         recalled = {msgid for pair in queries.recalls(self._database, self._gid) for msgid in pair}
         corrections.delete_recalled_texts(self._database, self._gid)
         strangers = [msgid for msgid in plan.live.recalled - recalled if not self._is_message(msgid)]
@@ -291,10 +323,6 @@ def mark_unconfirmed(system: System, gid: str, messages: Iterable[Light], spans:
     return marked
 
 
-def paged(values: Iterable[T], call: Callable[[list[T]], Call[int]]) -> Iterator[Call[int]]:
-    return map(call, batches(values, PAGE))
-
-
 def shadow_of(entries: int, newest: int, seq: int, floor: int) -> Shadow:
     """Return the description of a shadow. Ids go on after `floor`, the highest msgid that a span names."""
     return Shadow(entries, msgids.unpack(newest), seq, id_above(floor) if floor > newest else START)
@@ -311,28 +339,3 @@ def lower(system: System, gid: str, rows: Sequence[SpanRow], newest: int) -> Non
     named = "; ".join(f"{row.uid!r} {described_span(row)}" for row in rows[:MOST_NAMES])
     more = f"; and {len(rows) - MOST_NAMES} more" if len(rows) > MOST_NAMES else ""
     log.warning("group %r: SQL had offsets or ends that no message can have; now: %s%s", gid, named, more)
-
-
-def trimmed_own(system: System, gids: Sequence[str], trimmed: int) -> dict[str, dict[str, list[int]]]:
-    """Return who has own messages past the offset, by group and uid, with those (packed) that only SQL has."""
-    own: dict[str, dict[str, list[int]]] = {}
-    for gid, uid, msgid in queries.own_unread(system.database, gids):
-        own.setdefault(gid, {}).setdefault(uid, []).extend([msgid] if msgid <= trimmed else [])
-    return own
-
-
-def oldest_client_msgid(system: System, key: str) -> int:
-    """Return the msgid (packed) after which a message's client_msgid has to be known.
-
-    The earlier of our clock and that of the key's server counts: a clock that is ahead forgets nothing early.
-    """
-    earlier_ms = min(now_ms(), system.client.time_ms(key))
-    return msgids.first_at(earlier_ms - system.settings.idempotency_ms)
-
-
-def client_msgids(system: System, gids: Sequence[str], *, after: int) -> Iterator[Call[int]]:
-    """Yield calls that restore the client_msgids of messages after a msgid (packed). Known ones stay as they are."""
-    rows = queries.with_client_msgid(system.database, gids, after=after)
-    for gid, of_group in groupby(rows, key=attrgetter("gid")):
-        k, once_ms = system.client.space.group(gid), system.settings.idempotency_ms
-        yield from paged(of_group, partial(repair_calls.restore_idempotency, k, for_ms=once_ms))

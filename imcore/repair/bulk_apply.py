@@ -6,17 +6,20 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
-from imcore.model.rows import MessageRow, SpanRow
+from imcore.model.rows import BookmarkRow, MessageRow, SpanRow
 from imcore.repair import locks
-from imcore.repair.apply import PAGE, client_msgids, lower, mark_unconfirmed, paged, shadow_of, trimmed_own
-from imcore.repair.state import furthest, highest_offset, is_empty, offset_of, possible
+from imcore.repair.apply import lower, mark_unconfirmed, shadow_of
+from imcore.repair.bookmarks import Bookmarks
+from imcore.repair.desired import PAGE, client_msgids, paged, trimmed_own
+from imcore.repair.orders import close_order
+from imcore.repair.state import delivered_of, furthest, highest_offset, is_empty, possible
 from imcore.repair.window import START, now_ms
-from imcore.sql import queries
+from imcore.sql import corrections, queries
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.calls.repair_calls import NEVER, GroupLock, ShadowEntry, SpanOrder, StreamState, Trim
 from imcore.system import System
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
 MOST_CALLS = 20
 """The most calls of one round trip: their messages are in memory."""
@@ -39,10 +42,12 @@ class BulkApply:
         self._newest = dict.fromkeys(gids, trim)
         self._entries = dict.fromkeys(gids, 0)
         self._missed: set[str] = set()
-        """Groups whose members joined or left meanwhile."""
+        """Groups whose members joined, left or changed a bookmark meanwhile."""
         self._contradicting: set[str] = set()
         """Groups with two open spans of a user, or with a message in a span after its end."""
         self._spans: dict[str, list[SpanRow]] = {gid: [] for gid in gids}
+        self._stored_bookmarks: dict[str, list[BookmarkRow]] = {}
+        self._bookmarks: dict[str, Bookmarks] = {}
         self.messages = 0
         self.members = 0
         self.receipts = 0
@@ -68,6 +73,7 @@ class BulkApply:
     def _run(self) -> set[str]:
         for span in queries.spans(self._database, self._gids):
             self._spans[span.gid].append(span)
+        self._stored_bookmarks = grouped((row.gid, row) for row in queries.bookmarks(self._database, self._gids))
         self._add_messages()
         for gid in self._gids:
             self._check_spans(gid)
@@ -106,14 +112,18 @@ class BulkApply:
         members = [span.uid for span in stored if span.left_msgid is None]
         if len(members) != len(set(members)):
             self._contradicting.add(gid)
-        self._spans[gid] = possible(stored, newest, bound=highest_offset(newest, now_ms()))
+        bound, soon = highest_offset(newest, now_ms()), highest_offset(0, now_ms())
+        bookmarks = self._stored_bookmarks.get(gid, [])
+        self._bookmarks[gid] = Bookmarks(bookmarks, {}, [], bound=bound, latest_change=soon)
+        self._spans[gid] = possible(stored, newest, bound=bound)
         lowered = [span for span, row in zip(self._spans[gid], stored, strict=True) if span != row]
         if lowered:
             lower(self._system, gid, lowered, newest)
 
     def _swap(self, gid: str) -> Call[tuple[int, int] | None]:
         newest, seq = self._newest[gid]
-        shadow = shadow_of(self._entries[gid], newest, seq, furthest(self._spans[gid]))
+        floor = max(furthest(self._spans[gid]), self._bookmarks[gid].furthest)
+        shadow = shadow_of(self._entries[gid], newest, seq, floor)
         return repair_calls.swap(self._locks[gid], StreamState(START, None), shadow, self._trim)
 
     def _add_spans(self, gid: str) -> None:
@@ -121,6 +131,11 @@ class BulkApply:
         for batch in batches((span for span in self._spans[gid] if not is_empty(span)), PAGE):
             self.members += sum(1 for span in batch if span.left_msgid is None)
             self._later(repair_calls.spans(self._locks[gid], list(map(_order, batch)), self._trim))
+        members = {span.uid: span for span in self._spans[gid] if span.left_msgid is None}
+        wanted = self._bookmarks[gid].orders(members, self._newest[gid].msgid, 0, is_older=True)
+        corrections.set_bookmarks(self._database, gid, wanted.in_sql, wanted.gone)
+        for orders in batches(wanted.in_redis, PAGE):
+            self._later(repair_calls.bookmarks(self._locks[gid], orders))
 
     def _add_rest(self, gids: Sequence[str]) -> None:
         """Restore client_msgids, recalls, and own messages past the offset."""
@@ -142,11 +157,12 @@ class BulkApply:
     def _flush(self) -> None:
         answers = self._client.call_many(self._waiting)
         for call, missed in zip(self._waiting, answers, strict=True):
-            if call.function == repair_calls.SPANS and missed:
+            if call.function in {repair_calls.SPANS, repair_calls.BOOKMARKS} and missed:
                 self._missed.add(call.gid)
         self._waiting = []
 
 
 def _order(span: SpanRow) -> SpanOrder:
-    what = "open" if span.left_msgid is None else "close"
-    return SpanOrder(what, span.uid, span.joined_msgid, span.left_msgid, offset_of(span))
+    if span.left_msgid is None:
+        return SpanOrder("open", span.uid, span.joined_msgid, None, span.acked_msgid, delivered_of(span))
+    return close_order(span)

@@ -11,8 +11,8 @@ from dataclasses import replace
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, TryAgain
 from imcore.repair.apply import mend
-from imcore.repair.compare import HAND_WRITTEN, differences
-from imcore.repair.diff import MISSING, NOTHING, THERE, Difference, oldest_of
+from imcore.repair.compare import HAND_WRITTEN, differences, oldest_of
+from imcore.repair.diff import MISSING, NOTHING, THERE, Difference
 from imcore.repair.watermarks import end_rebuild, reconcile
 from imcore.repair.window import KIND, gids_of, lost_watermarks, rebuild_token, undone
 from imcore.sql import corrections, queries

@@ -9,6 +9,7 @@ from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, TryAgain
 from imcore.model.rows import Head, MessageRow, SpanRow
 from imcore.repair import diff, state, window
+from imcore.repair.bookmarks import Bookmarks, own_floor
 from imcore.repair.diff import BEGUN, MISSING, THERE, UNREADABLE, Difference, MessageDiff, SpanDiff, SpanState
 from imcore.repair.state import Changes, GroupMeta, is_empty, key_of, paired
 from imcore.repair.window import PAGE, JournalWindow, StreamEntry, now_ms
@@ -95,9 +96,23 @@ def _look(system: System, opened: JournalWindow, gids: Sequence[str], after: int
         group = GroupComparison(system, gid, metas[gid], opened.backlogs[gid], after=after)
         seen[gid] = list(group.differences(is_listed=bool(is_listed), is_stored=gid in in_sql))
     now = window.metas_of(system.client, gids)
-    return {
-        gid: [one for one in each if not diff.concerns_trim(one, metas[gid], now[gid])] for gid, each in seen.items()
-    }
+    return {gid: [one for one in each if not _concerns_trim(one, metas[gid], now[gid])] for gid, each in seen.items()}
+
+
+def oldest_of(differences: Sequence[Difference]) -> int | None:
+    """Return the oldest message (packed) that differs, None if none does.
+
+    If only tallies differ, return the oldest of these: its neighbours show which span has the wrong end on both sides.
+    """
+    differences = [difference for difference in differences if difference.what != BEGUN.what]
+    about = {"message"} if any(difference.depends != "tally" for difference in differences) else {"tally"}
+    return min((each.msgid for each in differences if each.depends in about and each.msgid), default=None)
+
+
+def _concerns_trim(difference: Difference, before: GroupMeta, after: GroupMeta) -> bool:
+    """Return whether a difference may come of a trim between two looks at the group's hash."""
+    concerned = difference.depends in {"head", "trim", "own"} or 0 < difference.msgid <= after.trimmed
+    return after.trimmed > before.trimmed and concerned
 
 
 class GroupComparison:
@@ -208,11 +223,15 @@ class GroupComparison:
     def _own(self, messages: MessageDiff) -> dict[str, list[int]]:
         """Return the own messages of all who may have some past their offset."""
         own: dict[str, list[int]] = {}
-        trimmed = self._meta.trimmed
+        trimmed, recalled = self._meta.trimmed, self._backlog.recalled
         if trimmed:
             for _, uid, msgid in queries.own_unread(self._database, [self._gid], until=trimmed):
-                if msgid not in self._backlog.recalled:
-                    own.setdefault(uid, []).append(msgid)
+                own.setdefault(uid, []).append(msgid)
+            for row in self._backlog.bookmarks.values():  # SQL does not know their marks yet
+                if 0 < row.mark_msgid < trimmed:
+                    after = min(own.get(row.uid, [trimmed + 1])[0] - 1, row.mark_msgid)
+                    own[row.uid] = queries.own_after(self._database, self._gid, row.uid, after=after, until=trimmed)
+            own = {uid: [msgid for msgid in sent if msgid not in recalled] for uid, sent in own.items()}
         for uid, sent in messages.own.items():
             own.setdefault(uid, []).extend(msgid for msgid in sent if msgid > trimmed)
         return own
@@ -220,28 +239,48 @@ class GroupComparison:
     def _spans(self, own: dict[str, list[int]] | None) -> Iterator[Difference]:
         spans = SpanDiff(self._is_impossible)
         offsets = window.followers(self._client, self._k.stream)
+        bookmarks = self._bookmarks()
+        members = set()
         for batch in batches(filterfalse(is_empty, self._desired_spans()), CHUNK):
-            members = self._members([row.uid for row in batch if row.left_msgid is None])
+            listed = self._listed([row.uid for row in batch if row.left_msgid is None])
             for row, span in zip(batch, self._scores(batch), strict=True):
                 yield from spans.compare(row, span)
                 if row.left_msgid is None and span.acked is not None:
-                    is_listed, listed_own = members[row.uid]
+                    members.add(row.uid)
+                    is_listed, listed_own = listed[row.uid]
                     yield from spans.member(row, span.acked, offsets.pop(row.uid, None), is_listed=is_listed)
+                    if bookmarks:
+                        yield from bookmarks.differences(row, span.acked)
                     if own is not None:
-                        yield from diff.of_own(row.uid, span.acked, list(map(int, listed_own)), own.get(row.uid, []))
+                        floor = own_floor(span.acked, bookmarks.marks(row.uid).mark) if bookmarks else span.acked
+                        yield from diff.of_own(row.uid, floor, list(map(int, listed_own)), own.get(row.uid, []))
         for uid, offset in offsets.items():
             yield diff.of_span(uid, f"consumer group of {uid!r}", diff.described_offset(offset), MISSING)
+        if bookmarks:
+            yield from bookmarks.strangers(members)
         yield from self._strangers(spans)
 
+    def _bookmarks(self) -> Bookmarks | None:
+        """Return the bookmarks of both sides, None if there are none."""
+        live = window.bookmarks(self._client, self._k)
+        stored = list(queries.bookmarks(self._database, [self._gid]))
+        if not (live or stored or self._backlog.bookmarks):
+            return None
+        newest = self._database.messages_before(self._gid, NEVER, limit=1)
+        bound = state.highest_offset(max(self._meta.last or 0, *(row.msgid for row in newest), 0), now_ms())
+        journal = self._client.space.journal(self._client.space.partition_of(self._gid))
+        latest_change = window.latest_change(window.end_of(self._client, journal))
+        return Bookmarks(stored, live, [self._backlog], bound=bound, latest_change=latest_change)
+
     def _scores(self, rows: Sequence[SpanRow]) -> Iterator[SpanState]:
-        keys = [key_of(row) for row in rows]
+        k, keys = self._k, [key_of(row) for row in rows]
         columns = self._client.query_many(
-            [("ZMSCORE", z, *keys) for z in (self._k.acked, self._k.joined, self._k.left)]
+            [("ZMSCORE", z, *keys) for z in (k.acked, k.joined, k.left, k.ahead, k.ahead_acked)]
         )
         for scores in zip(*columns, strict=True):
             yield SpanState(*(None if score is None else window.packed_score(float(score)) for score in scores))
 
-    def _members(self, uids: Sequence[str]) -> dict[str, tuple[bool, list[bytes]]]:
+    def _listed(self, uids: Sequence[str]) -> dict[str, tuple[bool, list[bytes]]]:
         """Return of each member whether they list the group, and their own messages past the offset."""
         k = self._k
         listed = self._client.query_many([("SISMEMBER", k.groups_of(uid), self._gid) for uid in uids])
@@ -251,7 +290,13 @@ class GroupComparison:
     def _strangers(self, spans: SpanDiff) -> Iterator[Difference]:
         """Yield what Redis has and SQL has not."""
         k, everyone = self._k, len(spans.known)
-        sets = {"acked": (k.acked, everyone), "joined": (k.joined, everyone), "left": (k.left, spans.closed)}
+        sets = {
+            "acked": (k.acked, everyone),
+            "joined": (k.joined, everyone),
+            "left": (k.left, spans.closed),
+            "ahead": (k.ahead, spans.ahead),
+            "ahead_acked": (k.ahead_acked, spans.ahead_acked),
+        }
         counts = self._client.query_many([("ZCARD", key) for key, _ in sets.values()])
         for (name, (key, expected)), count in zip(sets.items(), counts, strict=True):
             for span, score in window.scan(self._client, key) if count != expected else ():

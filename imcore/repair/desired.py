@@ -1,23 +1,31 @@
 """Reads what both sides have of a group where they differ, and merges the two into a plan."""
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, groupby
 from operator import attrgetter
+from typing import TypeVar
 
 from imcore import msgid as msgids
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair import window
+from imcore.repair.bookmarks import Bookmarks
 from imcore.repair.merge import Placed, Plan, Span, bounded, ended, identity_of, place, settled_spans
 from imcore.repair.state import GroupMeta, highest_offset, paired, possible
 from imcore.repair.window import JournalWindow, now_ms, packed
 from imcore.sql import queries
 from imcore.streams import wire
 from imcore.streams.calls import repair_calls
+from imcore.streams.calls.call import Call
 from imcore.streams.calls.repair_calls import NEVER, StreamState, Trim
 from imcore.streams.keys import GroupKeys
 from imcore.system import System
+from imcore.util.batches import batches
+
+T = TypeVar("T")
 
 PAGE = 200
+"""The messages that one call adds to a shadow, and the spans that one asserts: the server does nothing else."""
 
 
 class Planner:
@@ -56,6 +64,8 @@ class Planner:
         journal_end = self._window.ends[self._partition]
         # Above that of each row, and not above those of later journal entries.
         version = max(packed(journal_end), max((row.changed for row in desired), default=0) + 1)
+        latest_change, stored = window.latest_change(journal_end), queries.bookmarks(self._database, [self._gid])
+        bookmarks = Bookmarks(stored, {}, [self.backlog], bound=bound, latest_change=latest_change)
         plan = Plan(
             base=base,
             trim=self._trim(meta, base),
@@ -65,8 +75,12 @@ class Planner:
             newest_stored=newest_stored,
             live=live,
             settled=settled_spans(desired, live, version=version),
-            known={(row.uid, row.joined_msgid): row.acked_msgid for row in sound},
+            known={(row.uid, row.joined_msgid): row for row in sound},
             lowered=[row for row, stored in zip(sound, rows, strict=True) if row != stored],
+            private=bookmarks.private,
+            bookmarked=bookmarks.furthest,
+            bound=bound,
+            latest_change=latest_change,
             version=version,
             seq=base.seq,
             newest=base.msgid,
@@ -148,3 +162,35 @@ def trim_point(system: System, gid: str) -> Trim:
     by_count = queries.older_than(database, gid, settings.keep_messages)
     by_age = database.messages_before(gid, msgids.first_at(now_ms() - settings.keep_ms), limit=1)
     return Trim(*max(by_count or (0, 0), by_age[0][1:3] if by_age else (0, 0)))
+
+
+# Beside the spans.
+
+
+def paged(values: Iterable[T], call: Callable[[list[T]], Call[int]]) -> Iterator[Call[int]]:
+    return map(call, batches(values, PAGE))
+
+
+def trimmed_own(system: System, gids: Sequence[str], trimmed: int) -> dict[str, dict[str, list[int]]]:
+    """Return who has own messages past the offset or mark, by group and uid, with those (packed) that only SQL has."""
+    own: dict[str, dict[str, list[int]]] = {}
+    for gid, uid, msgid in queries.own_unread(system.database, gids):
+        own.setdefault(gid, {}).setdefault(uid, []).extend([msgid] if msgid <= trimmed else [])
+    return own
+
+
+def oldest_client_msgid(system: System, key: str) -> int:
+    """Return the msgid (packed) after which a message's client_msgid has to be known.
+
+    The earlier of our clock and that of the key's server counts: a clock that is ahead forgets nothing early.
+    """
+    earlier_ms = min(now_ms(), system.client.time_ms(key))
+    return msgids.first_at(earlier_ms - system.settings.idempotency_ms)
+
+
+def client_msgids(system: System, gids: Sequence[str], *, after: int) -> Iterator[Call[int]]:
+    """Yield calls that restore the client_msgids of messages after a msgid (packed). Known ones stay as they are."""
+    rows = queries.with_client_msgid(system.database, gids, after=after)
+    for gid, of_group in groupby(rows, key=attrgetter("gid")):
+        k, once_ms = system.client.space.group(gid), system.settings.idempotency_ms
+        yield from paged(of_group, partial(repair_calls.restore_idempotency, k, for_ms=once_ms))

@@ -8,12 +8,13 @@ from typing import Any, Literal, NamedTuple
 from imcore import msgid as msgids
 from imcore.errors import ImError
 from imcore.model.rows import Head, MessageRow, SpanRow
-from imcore.repair.state import Changes, GroupMeta, key_of, offset_of
+from imcore.repair.state import Changes, GroupMeta, ahead_of, key_of, offset_of
 from imcore.streams.calls.receipt_calls import Counts
 from imcore.streams.keys import SEPARATOR
 
 MISSING, THERE, NOTHING, UNREADABLE = "missing", "there", "nothing", "cannot be read"
 NO_MESSAGE = "no message can have that id"
+AT_OFFSET = "not past the offset"
 
 Depends = Literal["group", "head", "trim", "message", "tally", "span", "own", "stored"]
 
@@ -64,22 +65,6 @@ class Difference:
 
 
 BEGUN = Difference("mending", "begun and not ended", "nothing of it")
-
-
-def oldest_of(differences: Sequence[Difference]) -> int | None:
-    """Return the oldest message (packed) that differs, None if none does.
-
-    If only tallies differ, return the oldest of these: its neighbours show which span has the wrong end on both sides.
-    """
-    differences = [difference for difference in differences if difference.what != BEGUN.what]
-    about = {"message"} if any(difference.depends != "tally" for difference in differences) else {"tally"}
-    return min((each.msgid for each in differences if each.depends in about and each.msgid), default=None)
-
-
-def concerns_trim(difference: Difference, before: GroupMeta, after: GroupMeta) -> bool:
-    """Return whether a difference may come of a trim between two looks at the group's hash."""
-    concerned = difference.depends in {"head", "trim", "own"} or 0 < difference.msgid <= after.trimmed
-    return after.trimmed > before.trimmed and concerned
 
 
 # Messages.
@@ -201,6 +186,16 @@ class SpanState(NamedTuple):
     acked: int | None
     joined: int | None
     left: int | None
+    ahead: int | None
+    ahead_acked: int | None
+
+    @property
+    def delivered(self) -> str:
+        """Up to where messages have arrived; what the two sets say, where they do not fit."""
+        if (self.ahead, self.ahead_acked) == (None, None):
+            return AT_OFFSET
+        index = "" if self.ahead_acked == self.acked else f", with the offset {described_offset(self.ahead_acked)}"
+        return described_offset(self.ahead) + index
 
 
 @dataclass(slots=True)
@@ -212,6 +207,9 @@ class SpanDiff:
     known: set[str] = field(default_factory=set)
     """The keys of the spans that were compared."""
     closed: int = 0
+    ahead: int = 0
+    ahead_acked: int = 0
+    """How many of these spans Redis has in the two sets of what has arrived."""
 
     def compare(self, row: SpanRow, state: SpanState) -> Iterator[Difference]:
         """Yield how the scores of a span differ."""
@@ -230,6 +228,18 @@ class SpanDiff:
             yield of_span(uid, f"beginning of the {name}", *sides)
         if state.left != row.left_msgid or self.is_impossible(state.left):
             yield of_span(uid, f"end of the {name}", self._end(state.left), self._end(row.left_msgid))
+        self.ahead += state.ahead is not None
+        self.ahead_acked += state.ahead_acked is not None
+        yield from self._delivered(row, state, name)
+
+    def _delivered(self, row: SpanRow, state: SpanState, name: str) -> Iterator[Difference]:
+        ahead, stored = ahead_of(row), row.delivered_msgid
+        in_redis = (None, None) if ahead is None else (ahead, state.acked)
+        is_wrong = stored != ahead or self.is_impossible(stored)
+        if is_wrong or (state.ahead, state.ahead_acked) != in_redis:
+            sql = AT_OFFSET if stored is None else self._offset(max(stored, 0))
+            redis = state.delivered + f": {NO_MESSAGE}" * self.is_impossible(state.ahead)
+            yield of_span(row.uid, f"delivered in the {name}", redis, sql + ": outside the span" * (stored != ahead))
 
     def member(self, row: SpanRow, acked: int, follows: int | None, *, is_listed: bool) -> Iterator[Difference]:
         """Yield how a member's consumer group, and their list of groups, differ."""
@@ -246,10 +256,10 @@ class SpanDiff:
         return _described_end(left) + f": {NO_MESSAGE}" * self.is_impossible(left)
 
 
-def of_own(uid: str, acked: int, actual: Sequence[int], own: Sequence[int]) -> Iterator[Difference]:
-    """Yield how a member's own messages past the offset differ. The list also keeps some that the offset has passed."""
-    wanted = [msgid for msgid in own if msgid > acked]
-    listed = [msgid for msgid in actual if msgid > acked]
+def of_own(uid: str, floor: int, actual: Sequence[int], own: Sequence[int]) -> Iterator[Difference]:
+    """Yield how a member's own messages past the offset or mark differ. The list also keeps some of before that."""
+    wanted = [msgid for msgid in own if msgid > floor]
+    listed = [msgid for msgid in actual if msgid > floor]
     for msgid in sorted(set(wanted).symmetric_difference(listed)):
         what = f"own message {msgids.unpack(msgid)} of {uid!r} past the offset"
         redis, sql = (THERE if msgid in side else MISSING for side in (listed, wanted))

@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from imcore.model.rows import MessageRow, SpanRow
-from imcore.repair.state import ActualGroup, covers, furthest, is_void, key_of
+from imcore.repair.state import ActualGroup, ahead_of, covers, delivered_of, furthest, is_void, key_of
 from imcore.streams.calls.repair_calls import StreamState, Trim
 from imcore.util.batches import grouped
 
@@ -130,7 +130,9 @@ def settle(stored: Sequence[SpanRow], live: Sequence[SpanRow], *, version: int) 
 def _settled(stored: SpanRow, live: SpanRow, version: int) -> SpanRow:
     left = max((end for end in (stored.left_msgid, live.left_msgid) if end is not None), default=None)
     changed = stored.changed if left == stored.left_msgid else version
-    return stored._replace(left_msgid=left, changed=changed, acked_msgid=max(stored.acked_msgid, live.acked_msgid))
+    acked, delivered = max(stored.acked_msgid, live.acked_msgid), max(delivered_of(stored), delivered_of(live))
+    row = stored._replace(left_msgid=left, changed=changed, acked_msgid=acked, delivered_msgid=delivered)
+    return row._replace(delivered_msgid=ahead_of(row))
 
 
 def in_sequence(rows: Sequence[SpanRow], last_own: Mapping[Span, int], *, version: int) -> Spans:
@@ -153,7 +155,7 @@ def in_sequence(rows: Sequence[SpanRow], last_own: Mapping[Span, int], *, versio
         if was_void:
             void.append(row)
             continue
-        void.append(row._replace(left_msgid=row.joined_msgid - 1, changed=version))
+        void.append(row._replace(left_msgid=row.joined_msgid - 1, changed=version, delivered_msgid=None))
         joint = before._replace(left_msgid=row.left_msgid, changed=version)
         sent = max(before.left_msgid or 0, last_own.get(before[1:3], 0))
         spans.rows[-1] = _covering(joint, sent, version)
@@ -168,22 +170,32 @@ def _covering(row: SpanRow, msgid: int, version: int) -> SpanRow:
 
 
 def bounded(live: ActualGroup, desired: Sequence[SpanRow], newest: int, *, bound: int) -> ActualGroup:
-    """Return what Redis has, without offsets that no message can have: beyond the newest message, or beyond their span.
+    """Return what Redis has, without positions that no message can have: beyond the newest message, or the span's end.
 
-    The other side's offset takes their place, or the beginning of the span. Spans that begin or end beyond `bound` go.
+    The other side's position takes their place, or the beginning of the span. Spans that begin or end beyond `bound`
+    are left out.
     """
-    known = {(row.uid, row.joined_msgid): row.acked_msgid for row in desired}
-    rows: dict[str, list[SpanRow]] = {}
-    beyond = {}
+    known = {(row.uid, row.joined_msgid): row for row in desired}
+    bounded = replace(live, rows={}, beyond={}, withdrawn={})
     for row in (row for of_uid in live.rows.values() for row in of_uid):
-        if max(row.joined_msgid, row.left_msgid or 0) > bound:
-            continue
-        acked = known.get((row.uid, row.joined_msgid), row.joined_msgid)
-        if row.acked_msgid > max(newest if row.left_msgid is None else row.left_msgid, acked):
-            beyond[key_of(row)] = row.acked_msgid, acked
-            row = row._replace(acked_msgid=acked)  # noqa: PLW2901 (the offset was never there)
-        rows.setdefault(row.uid, []).append(row)
-    return replace(live, rows=rows, beyond=beyond)
+        if max(row.joined_msgid, row.left_msgid or 0) <= bound:
+            other = known.get(
+                (row.uid, row.joined_msgid), row._replace(acked_msgid=row.joined_msgid, delivered_msgid=None)
+            )
+            end = newest if row.left_msgid is None else row.left_msgid
+            bounded.rows.setdefault(row.uid, []).append(_bounded(row, other, end, bounded))
+    return bounded
+
+
+def _bounded(row: SpanRow, other: SpanRow, end: int, bounded: ActualGroup) -> SpanRow:
+    acked, delivered = other.acked_msgid, delivered_of(other)
+    if row.acked_msgid > max(end, acked):
+        bounded.beyond[key_of(row)] = row.acked_msgid, acked
+        row = row._replace(acked_msgid=acked)
+    if row.delivered_msgid is not None and row.delivered_msgid > max(end, delivered):
+        bounded.withdrawn[key_of(row)] = row.delivered_msgid, delivered
+        row = row._replace(delivered_msgid=delivered)
+    return row._replace(delivered_msgid=ahead_of(row))
 
 
 def settled_spans(rows: Iterable[SpanRow], live: ActualGroup, *, version: int) -> dict[str, list[SpanRow]]:
@@ -212,10 +224,17 @@ class Plan:
     live: ActualGroup
     settled: dict[str, list[SpanRow]]
     """The spans that both sides have together, by uid, contradictions included."""
-    known: dict[tuple[str, int], int]
-    """The offsets that SQL has, by uid and beginning."""
+    known: dict[tuple[str, int], SpanRow]
+    """The spans that SQL has, by uid and beginning."""
     lowered: list[SpanRow]
-    """Rows that take the place of offsets in SQL that no message can have."""
+    """Rows that take the place of positions in SQL that no message can have."""
+    private: dict[tuple[str, int], int]
+    """The private positions that SQL has, by uid and beginning of the span."""
+    bookmarked: int
+    """The highest msgid that a bookmark names."""
+    bound: int
+    """No position in SQL is above it, and no journal entry after `latest_change`."""
+    latest_change: int
     version: int
     seq: int
     newest: int
@@ -249,8 +268,8 @@ class Plan:
 
     @property
     def floor(self) -> int:
-        """The highest msgid that any desired span names."""
-        return furthest(self.rows)
+        """The highest msgid that any desired span or bookmark names."""
+        return max(furthest(self.rows), self.bookmarked)
 
     def span_of(self, row: MessageRow) -> int | None:
         """Return the span of a message's sender, None if neither side knows any more that they were a member.

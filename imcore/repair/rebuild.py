@@ -19,9 +19,9 @@ from typing import Self
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, RefusedError, TryAgain
 from imcore.model.rows import Batch, GroupRow, Head
-from imcore.repair.apply import mend, oldest_client_msgid
+from imcore.repair.apply import mend
 from imcore.repair.bulk_apply import BulkApply
-from imcore.repair.desired import trim_point
+from imcore.repair.desired import oldest_client_msgid, trim_point
 from imcore.repair.watermarks import end_rebuild, raise_journals
 from imcore.repair.window import now_ms, rebuild_token
 from imcore.sql import corrections, queries

@@ -15,9 +15,9 @@ from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 from imcore import msgid as msgids
-from imcore.model.rows import MessageRow, SpanRow, merged_span
+from imcore.model.rows import BookmarkRow, MessageRow, SpanRow, merged_span
 from imcore.streams.calls.receipt_calls import Counts
-from imcore.streams.events import Acked, Created, Delivered, Entry, Move, Sent, SpanBegun, SpanEnded
+from imcore.streams.events import Acked, BookmarksSet, Created, Delivered, Entry, Move, Sent, SpanBegun, SpanEnded
 from imcore.streams.keys import span_key
 
 One = TypeVar("One")
@@ -41,7 +41,7 @@ class ActualGroup:
 
     rows: dict[str, list[SpanRow]]
     keys: set[str]
-    """The keys in any of the three sorted sets, also those that make no span."""
+    """The keys in any of the sorted sets and of bookmarks, also those that make no span."""
     opened: dict[str, int]
     """The beginning of each uid's open span."""
     followers: set[str]
@@ -50,6 +50,8 @@ class ActualGroup:
     """Offsets that no message can have, by span key: the offset, and the one to assume instead."""
     recalled: set[int]
     """Recalled messages and tombstones."""
+    withdrawn: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """What `beyond` is for offsets, for the positions up to which messages have arrived."""
 
 
 @dataclass(slots=True)
@@ -65,11 +67,13 @@ class Changes:
     """Messages from here on are new."""
     recalled: set[int] = field(default_factory=set)
     uids: set[str] = field(default_factory=set)
-    """The uids that joined, left, acked or sent."""
+    """The uids that joined, left, acked, sent, or changed any other position."""
     members: set[str] = field(default_factory=set)
     """The uids that joined or left."""
     moves: list[Move] = field(default_factory=list)
     spans: dict[tuple[str, int], SpanRow] = field(default_factory=dict)
+    bookmarks: dict[str, BookmarkRow] = field(default_factory=dict)
+    """The latest of each uid."""
 
     def add(self, entry: Entry) -> None:
         event = entry.event
@@ -87,6 +91,16 @@ class Changes:
                 positions = (to, None) if isinstance(event, Acked) else (joined, to)
                 for uid in uids:
                     self.add_span(SpanRow(event.gid, uid, joined, None, 0, *positions))
+        elif isinstance(event, BookmarksSet):
+            for joined, private, mark, uids in event.bookmarks:
+                self._add_bookmarks(BookmarkRow(event.gid, uid, joined, private, mark, entry.version) for uid in uids)
+
+    def _add_bookmarks(self, rows: Iterable[BookmarkRow]) -> None:
+        for row in rows:
+            known = self.bookmarks.get(row.uid)
+            if known is None or known.changed <= row.changed:
+                self.bookmarks[row.uid] = row
+            self.uids.add(row.uid)
 
     def add_span(self, row: SpanRow) -> None:
         """Add what is new of a span."""
@@ -124,7 +138,7 @@ class Changes:
     def own(self, uid: str, msgid: int) -> bool:
         """Return whether a message may have become, or ceased to be, an own message past its sender's offset."""
         passed = any(move.start < msgid <= move.to and uid in move.uids for move in self.moves)
-        return passed or uid in self.members or self.message(msgid)
+        return passed or uid in self.members or uid in self.bookmarks or self.message(msgid)
 
 
 # Spans.
@@ -138,6 +152,12 @@ def offset_of(row: SpanRow) -> int:
 def delivered_of(row: SpanRow) -> int:
     """Return the position up to which messages have arrived within a span: no offset is past it."""
     return row.acked_msgid if row.delivered_msgid is None else max(row.acked_msgid, row.delivered_msgid)
+
+
+def ahead_of(row: SpanRow) -> int | None:
+    """Return the position up to which messages have arrived within a span, None if that is not past its offset."""
+    delivered = delivered_of(row) if row.left_msgid is None else min(delivered_of(row), row.left_msgid)
+    return delivered if delivered > offset_of(row) else None
 
 
 def is_void(row: SpanRow) -> bool:
@@ -161,7 +181,7 @@ def key_of(row: SpanRow) -> str:
 
 def furthest(rows: Iterable[SpanRow]) -> int:
     """Return the highest msgid that any span names, 0 without spans. No later message may have a lower one."""
-    return max((max(row.joined_msgid, row.left_msgid or 0, row.acked_msgid) for row in rows), default=0)
+    return max((max(row.joined_msgid, row.left_msgid or 0, delivered_of(row)) for row in rows), default=0)
 
 
 def highest_offset(newest: int, now_ms: int) -> int:
@@ -174,14 +194,18 @@ def highest_offset(newest: int, now_ms: int) -> int:
 
 
 def possible(rows: Iterable[SpanRow], newest: int, actual: Iterable[SpanRow] = (), *, bound: int) -> list[SpanRow]:
-    """Return spans with what Redis has, or the newest message, for each offset and end above `bound`."""
+    """Return spans with what Redis has, or the newest message, for each offset and end above `bound`.
+
+    A position up to which messages have arrived, above it or outside the span, becomes what Redis has, or the offset:
+    nobody has confirmed more.
+    """
     in_redis = {(row.uid, row.joined_msgid): row for row in actual}
-    return [
-        row
-        if max(row.acked_msgid, row.left_msgid or 0) <= bound
-        else _lowered(row, in_redis.get(row[1:3]), newest, bound)
-        for row in rows
-    ]
+    return [row if _is_possible(row, bound) else _lowered(row, in_redis.get(row[1:3]), newest, bound) for row in rows]
+
+
+def _is_possible(row: SpanRow, bound: int) -> bool:
+    highest = max(row.acked_msgid, row.left_msgid or 0, row.delivered_msgid or 0)
+    return highest <= bound and (row.delivered_msgid == ahead_of(row) or is_empty(row))
 
 
 def _lowered(row: SpanRow, actual: SpanRow | None, newest: int, bound: int) -> SpanRow:
@@ -191,8 +215,11 @@ def _lowered(row: SpanRow, actual: SpanRow | None, newest: int, bound: int) -> S
         return max(row.joined_msgid, newest if in_redis is None or in_redis > bound else in_redis)
 
     left = lowered(row.left_msgid, actual and actual.left_msgid)
-    row = row._replace(left_msgid=left, acked_msgid=lowered(row.acked_msgid, actual and actual.acked_msgid) or 0)
-    return row._replace(acked_msgid=offset_of(row))
+    acked, delivered = lowered(row.acked_msgid, actual and actual.acked_msgid) or 0, row.delivered_msgid
+    if delivered is not None and delivered > (bound if left is None else left):
+        delivered = actual.delivered_msgid if actual and (actual.delivered_msgid or 0) <= bound else None
+    row = row._replace(left_msgid=left, acked_msgid=acked, delivered_msgid=delivered)
+    return row._replace(acked_msgid=offset_of(row), delivered_msgid=ahead_of(row))
 
 
 # Tallies by their definition. Redis counts in another way, by the ranks of scores, so the two can be compared.

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 
 from imcore import msgid as msgids
 from imcore.repair.apply import Mended, id_above, mend
-from imcore.repair.compare import differences
-from imcore.repair.diff import oldest_of
+from imcore.repair.compare import differences, oldest_of
 from imcore.repair.locks import PartitionLock
-from imcore.repair.window import gids_of, lost_watermarks, rebuild_token
+from imcore.repair.state import highest_offset
+from imcore.repair.window import gids_of, lost_watermarks, now_ms, rebuild_token
 from imcore.sql import queries
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.repair_calls import NEVER
@@ -49,7 +49,7 @@ def reconcile(system: System, partition: int) -> Mended:
         for gids in batches(gids_of(system, [partition]), GROUPS_AT_ONCE):
             for gid, each in differences(system, gids, after=after).items():
                 if not all(difference.unsure for difference in each):
-                    mended = mend(system, gid, since=oldest_of(each), lock=lock)
+                    mended = mend(system, gid, since=oldest_of(each), lock=lock, is_older=bool(lost))
                     done = done.plus(mended)
                     back = f"{mended.restored} lost messages are back, {mended.renumbered} have another seq"
                     log.warning("group %r: %s", gid, back)
@@ -60,7 +60,7 @@ def reconcile(system: System, partition: int) -> Mended:
 
 def raise_journals(system: System, partitions: Iterable[int], watermarks: Iterable[int]) -> None:
     """Let later entries have ids above these watermarks and all that SQL knows, also where the clock is behind."""
-    latest = max(queries.newest_change(system.database), *watermarks, 0)
+    latest = max(queries.newest_change(system.database, until=highest_offset(0, now_ms())), *watermarks, 0)
     space = system.client.space
     system.client.call_many([repair_calls.journal(space, p, id_above(latest)) for p in partitions])
 

@@ -11,7 +11,7 @@ from imcore.errors import ImError
 from imcore.model.rows import MessageRow, SpanRow
 from imcore.operations.creation import first_members
 from imcore.operations.performer import stream_from_redis
-from imcore.repair.state import ActualGroup, Changes, GroupMeta
+from imcore.repair.state import ActualGroup, Changes, GroupMeta, highest_offset
 from imcore.sql import queries
 from imcore.streams import events, wire
 from imcore.streams.calls import journal_calls, message_calls
@@ -21,6 +21,7 @@ from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
 from imcore.streams.keys import CONFIG, REBUILDING, SEPARATOR, GroupKeys
 from imcore.system import System
+from imcore.util.batches import batches
 
 PAGE = 500
 
@@ -101,6 +102,11 @@ def end_of(client: RedisClient, stream: str) -> str:
     """Return the id of the newest entry of a stream or journal, as text; START for an empty one."""
     newest = client.query("XREVRANGE", stream, "+", "-", "COUNT", 1)
     return newest[0][0].decode() if newest else START
+
+
+def latest_change(journal_end: str) -> int:
+    """Return the highest id (packed) that an entry of a journal can have whose newest entry is this one."""
+    return highest_offset(packed(journal_end), now_ms())
 
 
 def undone_from(client: RedisClient, partition: int) -> str:
@@ -189,16 +195,28 @@ def _meta(values: Sequence[bytes | None]) -> GroupMeta:
 
 def actual_group(client: RedisClient, k: GroupKeys) -> ActualGroup:
     """Return the spans, the consumer groups and the recalls that Redis has of a group."""
-    acked, joined, left = map(dict, map(partial(scan, client), (k.acked, k.joined, k.left)))
+    sets = k.acked, k.joined, k.left, k.ahead, k.ahead_acked
+    acked, joined, left, ahead, ahead_acked = map(dict, map(partial(scan, client), sets))
     rows: dict[str, list[SpanRow]] = {}
     for key, began in joined.items():
         uid, _, closed = key.partition(SEPARATOR)
         if key in acked and bool(closed) == (key in left) and (not closed or int(closed) == began):
             # The consumer group moves with the index in one step. Where the two differ, somebody has set it by hand.
-            rows.setdefault(uid, []).append(SpanRow(k.gid, uid, began, left.get(key), 0, acked[key]))
+            delivered = ahead[key] if ahead.get(key, 0) > acked[key] else None
+            rows.setdefault(uid, []).append(SpanRow(k.gid, uid, began, left.get(key), 0, acked[key], delivered))
     opened = {key: began for key, began in joined.items() if SEPARATOR not in key}
     recalled = {int(msgid) for msgid, _ in scan(client, k.recalled)}
-    return ActualGroup(rows, {*acked, *joined, *left}, opened, set(followers(client, k.stream)), {}, recalled)
+    keys = {*acked, *joined, *left, *ahead, *ahead_acked, *bookmarks(client, k)}
+    return ActualGroup(rows, keys, opened, set(followers(client, k.stream)), {}, recalled)
+
+
+def bookmarks(client: RedisClient, k: GroupKeys) -> dict[str, str]:
+    """Return the bookmarks that Redis has of a group, by uid."""
+    found: dict[str, str] = {}
+    for fields in batches(client.query("HKEYS", k.bookmarks), PAGE):
+        values = client.query("HMGET", k.bookmarks, *fields)
+        found |= {wire.text(uid): wire.text(text) for uid, text in zip(fields, values, strict=True) if text is not None}
+    return found
 
 
 def followers(client: RedisClient, stream: str) -> dict[str, int]:

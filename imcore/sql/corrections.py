@@ -1,15 +1,30 @@
 """Corrections of stored rows that have one right value. All other writers only add rows, or raise values."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
-from sqlalchemy import BigInteger, ColumnElement, and_, bindparam, cast, literal_column, or_, select, text, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    false,
+    insert,
+    literal_column,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from imcore import msgid as msgids
-from imcore.model.rows import MessageRow, SpanRow
+from imcore.model.rows import BookmarkRow, MessageRow, SpanRow
 from imcore.sql.cells import has_msgid, has_text, msgid_of, text_of
-from imcore.sql.database import Database
-from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS
+from imcore.sql.database import PAGE, Database
+from imcore.sql.tables import BOOKMARKS, GROUP_MSGS, GROUP_SPANS
+from imcore.util.batches import batches
 
 _MS = f"((msgid >> {msgids.COUNTER_BITS}) + {msgids.EPOCH_MS})"
 _TIME_OF_MSGID = {
@@ -24,16 +39,33 @@ _STORED_TIME = {
 
 
 def lower_spans(database: Database, rows: Iterable[SpanRow], *, above: int) -> None:
-    """Set the offsets and ends of spans that are above a msgid (packed) or no whole number, in one transaction."""
+    """Set the positions and ends of spans that are above a msgid (packed) or no whole number, in one transaction.
+
+    Also those up to which messages have arrived, if that is not past the offset, or past the end.
+    """
     c = GROUP_SPANS.c
-    names = ("gid", "uid", "joined_msgid", "acked_msgid", "left_msgid")
+    names = ("gid", "uid", "joined_msgid", "acked_msgid", "left_msgid", "delivered_msgid")
     values = [{f"new_{name}": getattr(row, name) for name in names} for row in rows]
     key = and_(*(column == bindparam(f"new_{column.name}") for column in (c.gid, c.uid, c.joined_msgid)))
     with database.writing() as connection:
-        for column in (c.acked_msgid, c.left_msgid):
-            impossible = or_(column > above, column != cast(column, BigInteger))
-            change = update(GROUP_SPANS).where(key, impossible).values({column: bindparam(f"new_{column.name}")})
+        is_outside = or_(c.delivered_msgid <= c.acked_msgid, c.delivered_msgid > c.left_msgid)
+        for column, is_wrong in ((c.acked_msgid, false()), (c.left_msgid, false()), (c.delivered_msgid, is_outside)):
+            is_wrong = or_(is_wrong, column > above, column != cast(column, BigInteger))  # noqa: PLW2901
+            change = update(GROUP_SPANS).where(key, is_wrong).values({column: bindparam(f"new_{column.name}")})
             connection.execute(change, values)
+
+
+def set_bookmarks(database: Database, gid: str, rows: Sequence[BookmarkRow], gone: Iterable[str]) -> None:
+    """Store bookmarks of a group whatever is there, and delete those of other users, in one transaction."""
+    c = BOOKMARKS.c
+    uids = [*(row.uid for row in rows), *gone]
+    if not uids:
+        return
+    with database.writing() as connection:
+        for batch in batches(uids, PAGE):
+            connection.execute(delete(BOOKMARKS).where(c.gid == gid, c.uid.in_(batch)))
+        if rows:
+            connection.execute(insert(BOOKMARKS), [row._asdict() for row in rows])
 
 
 def delete_recalled_texts(database: Database, gid: str) -> None:

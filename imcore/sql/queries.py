@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Subquery, and_, delete, exists, func, literal, select, tuple_, union
+from sqlalchemy import ColumnElement, Subquery, and_, case, delete, exists, func, literal, select, tuple_, union
 
-from imcore.model.rows import Head, MessageRow, SpanRow, WatermarkRow
+from imcore.model.rows import BookmarkRow, Head, MessageRow, SpanRow, WatermarkRow
 from imcore.msgid import HIGHEST
 from imcore.sql.bulk import WATERMARK, watermark_name
 from imcore.sql.cells import faults, has_msgid, has_text, int_of, is_msgid, is_recalled, msgid_of, suspect, text_of
 from imcore.sql.database import PAGE, PUT_META, Database
-from imcore.sql.tables import CHAT_GROUPS, GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES
+from imcore.sql.tables import BOOKMARKS, CHAT_GROUPS, GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES
 from imcore.util.batches import batches
 
 _WATERMARK_NAME = re.compile(f"{WATERMARK}:[0-9]{{1,9}}:.+", re.ASCII | re.DOTALL)
@@ -101,6 +101,14 @@ def spans(database: Database, gids: Sequence[str]) -> Iterator[SpanRow]:
         yield SpanRow(gid, text_of(uid), *ends, int_of(acked), _int_or_none(delivered))
 
 
+def bookmarks(database: Database, gids: Sequence[str]) -> Iterator[BookmarkRow]:
+    """Yield the bookmarks of some groups, also those of earlier memberships, in order of gid and uid."""
+    c = BOOKMARKS.c
+    columns = (c.gid, c.uid, c.joined_msgid, c.private_msgid, c.mark_msgid, c.changed)
+    for gid, uid, *cells in database.stream(select(*columns).where(c.gid.in_(gids)).order_by(c.gid, c.uid)):
+        yield BookmarkRow(gid, text_of(uid), *map(int_of, cells))
+
+
 def messages(database: Database, gids: Sequence[str], *, after: int, until: int | None = None) -> Iterator[MessageRow]:
     """Yield the messages of some groups with after < msgid <= until, in order of gid and msgid."""
     c = GROUP_MSGS.c
@@ -122,17 +130,32 @@ def light(database: Database, gids: Sequence[str], *, after: int = 0) -> Iterato
 
 
 def own_unread(database: Database, gids: Sequence[str], *, until: int | None = None) -> Iterator[tuple[str, str, int]]:
-    """Yield gid, uid and msgid of each message (up to `until`) that its sender has not acked; none that is recalled."""
-    m, s = GROUP_MSGS.c, GROUP_SPANS.c
-    own = and_(s.gid == m.gid, s.uid == m.sender_uid, s.left_msgid.is_(None), s.acked_msgid < m.msgid)
-    lowest = select(func.min(s.acked_msgid)).where(s.gid.in_(gids), s.left_msgid.is_(None)).scalar_subquery()
-    query = select(m.gid, m.sender_uid, m.msgid).join_from(GROUP_MSGS, GROUP_SPANS, own)
-    query = query.where(m.gid.in_(gids), m.msgid > lowest, m.recalls.is_(None), ~is_recalled())
+    """Yield gid, uid and msgid of each message (up to `until`) that its sender has not acked, or has marked unread.
+
+    None is recalled.
+    """
+    m, s, b = GROUP_MSGS.c, GROUP_SPANS.c, BOOKMARKS.c
+    marked = and_(b.gid == s.gid, b.uid == s.uid, b.joined_msgid == s.joined_msgid)
+    is_behind = and_(b.mark_msgid >= s.joined_msgid, b.mark_msgid > 0, b.mark_msgid < s.acked_msgid)
+    floor = case((is_behind, b.mark_msgid), else_=s.acked_msgid)
+    spans = GROUP_SPANS.outerjoin(BOOKMARKS, marked)
+    own = and_(s.gid == m.gid, s.uid == m.sender_uid, s.left_msgid.is_(None), floor < m.msgid)
+    lowest = select(func.min(floor)).select_from(spans).where(s.gid.in_(gids), s.left_msgid.is_(None))
+    query = select(m.gid, m.sender_uid, m.msgid).select_from(GROUP_MSGS.join(spans, own))
+    query = query.where(m.gid.in_(gids), m.msgid > lowest.scalar_subquery(), m.recalls.is_(None), ~is_recalled())
     if until is not None:
         query = query.where(m.msgid <= until)
     for gid, uid, msgid in database.stream(query.order_by(m.gid, m.msgid)):
         if is_msgid(msgid):
             yield gid, text_of(uid), msgid
+
+
+def own_after(database: Database, gid: str, uid: str, *, after: int, until: int) -> list[int]:
+    """Return the messages of a user with after < msgid <= until; none that is recalled."""
+    m = GROUP_MSGS.c
+    query = select(m.msgid).where(m.gid == gid, m.sender_uid == uid, m.msgid > after, m.msgid <= until)
+    query = query.where(m.recalls.is_(None), ~is_recalled()).order_by(m.msgid)
+    return [msgid for (msgid,) in database.fetch(query) if is_msgid(msgid)]
 
 
 def newest_own(
@@ -194,9 +217,11 @@ def unreadable(database: Database, gid: str) -> Iterator[tuple[int, str]]:
             yield msgid_of(row[1]), "sent_at_ms" if name == "sent_at" else name
 
 
-def newest_change(database: Database) -> int:
-    """Return the newest journal entry that a span records."""
-    return int_of(database.fetch(select(func.max(GROUP_SPANS.c.changed)))[0][0] or 0)
+def newest_change(database: Database, *, until: int) -> int:
+    """Return the newest journal entry up to `until` (packed) that a span or a bookmark records."""
+    columns = GROUP_SPANS.c.changed, BOOKMARKS.c.changed
+    newest = (database.fetch(select(func.max(each)).where(each <= until))[0][0] for each in columns)
+    return max(entry if is_msgid(entry) else 0 for entry in newest)
 
 
 def watermarks(database: Database) -> dict[tuple[int, str], int]:

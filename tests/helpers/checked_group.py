@@ -20,7 +20,11 @@ MESSAGES = 30
 
 @contextmanager
 def checked_group(valkey: str, sqlite_url: str) -> Iterator[Chat]:
-    """A group with a history, all of it stored: who left and came back, who is behind, a recall, a trim point."""
+    """A group with a history, all of it stored: who left and came back, who is behind, a recall, a trim point.
+
+    More has arrived at bob, and at {dee} who left, than they have read. Bob has read some of it in private, and ann has
+    marked messages unread, one of which only SQL has.
+    """
     with opened(valkey, sqlite_url) as chat:
         chat.system.database.upgrade()
         chat.create_group(GID, UIDS)
@@ -28,6 +32,8 @@ def checked_group(valkey: str, sqlite_url: str) -> Iterator[Chat]:
         for number in range(MESSAGES):
             said(chat, number)
         chat.ack("bob", GID, nth(chat, 12))
+        arrived(chat, "bob", 12, 17)
+        arrived(chat, "{dee}", 0, 5)
         chat.remove_members(GID, ["cy", "{dee}"])
         said(chat, MESSAGES, "bob")
         chat.add_members(GID, ["cy"])
@@ -35,6 +41,9 @@ def checked_group(valkey: str, sqlite_url: str) -> Iterator[Chat]:
         said(chat, MESSAGES + 2, "cy")
         chat.recall(GID, nth(chat, 25), by="ann", admin=True)
         chat.send("other", "hello", sender_uid="ann")
+        chat.ack("bob", GID, nth(chat, 15), private=True)
+        chat.ack("ann", GID)
+        chat.mark_unread("ann", GID, nth(chat, 11))
         persist(chat)
         trim(chat.system, keep_messages=20)
         yield chat
@@ -52,6 +61,11 @@ def said(chat: Chat, number: int, sender: str = "") -> None:
 
 def nth(chat: Chat, number: int) -> str:
     return chat.status(GID, limit=0)[number].message.msgid
+
+
+def arrived(chat: Chat, uid: str, begin: int, end: int) -> None:
+    for number in range(begin, end):
+        chat.delivered(uid, GID, nth(chat, number))
 
 
 # Damage: what is done to Redis or to SQL.

@@ -16,6 +16,7 @@ KINDS = frozenset(
         *("journal", "groups", "group_locks", "creating", "unnotified", "rewrites", "version"),
         *("online", "online_ms", "dead", "failures", "coalescing", "watermarks", "rebuilt"),
         *("own_unacked", "groups_of", "dirty", "sessions", "config", "lease", "withdrawn"),
+        *("ahead", "ahead_acked", "bookmarks"),
     )
 )
 """The kinds of all keys: the word after the partition, or after `im:` without one."""
@@ -31,6 +32,9 @@ _COUNTS = {
     "dirty": "ZCARD",
     "recalled": "ZCARD",
     "left": "ZCARD",
+    "ahead": "ZCARD",
+    "ahead_acked": "ZCARD",
+    "bookmarks": "HLEN",
     "own_unacked": "LLEN",
 }
 

@@ -70,7 +70,10 @@ class Story:
 
     def play(self, steps: int) -> None:
         for _ in range(steps):
-            step = self.random.choice([self.send, self.send, self.send, self.ack, self.ack, self.join, self.leave])
+            often = [self.send, self.send, self.send, self.ack, self.ack, self.arrive]
+            step = self.random.choice(
+                [*often, *often, self.read_in_private, self.mark, self.unmark, self.join, self.leave]
+            )
             with suppress(ImError):
                 step(self.random.choice(GIDS), self.random.choice(UIDS))
 
@@ -86,6 +89,23 @@ class Story:
         if pulled:
             self.chat.ack(uid, gid, self.random.choice(pulled).msgid)
 
+    def read_in_private(self, gid: str, uid: str) -> None:
+        pulled = self.chat.pull(uid, gid)
+        self.pulled.update((gid, uid, message.msgid) for message in pulled)
+        if pulled:
+            self.chat.ack(uid, gid, self.random.choice(pulled).msgid, private=True)
+
+    def arrive(self, gid: str, uid: str) -> None:
+        for message in self.chat.pull(uid, gid, limit=self.random.randint(1, 4)):
+            self.chat.delivered(uid, gid, message.msgid)
+
+    def mark(self, gid: str, uid: str) -> None:
+        for tally in self.chat.status(gid, limit=self.random.randint(1, 8))[:1]:
+            self.chat.mark_unread(uid, gid, tally.message.msgid)
+
+    def unmark(self, gid: str, uid: str) -> None:
+        self.chat.unmark(uid, gid)
+
     def join(self, gid: str, uid: str) -> None:
         self.chat.add_members(gid, [uid])
 
@@ -99,6 +119,8 @@ class Rows:
 
     messages: dict[tuple[str, str], tuple[int, str]]
     offsets: dict[tuple[str, str, int], int]
+    delivered: dict[tuple[str, str, int], int]
+    private: dict[tuple[str, str, int], int]
     members: set[tuple[str, str, int]]
 
 
@@ -106,12 +128,15 @@ def rows(chat: Chat) -> Rows:
     with chat.system.database.connection() as connection:
         messages = connection.execute(text("SELECT gid, msgid, seq, content FROM group_msgs")).all()
         spans = connection.execute(
-            text("SELECT gid, uid, joined_msgid, left_msgid, acked_msgid FROM group_spans")
+            text("SELECT gid, uid, joined_msgid, left_msgid, acked_msgid, delivered_msgid FROM group_spans")
         ).all()
+        bookmarks = connection.execute(text("SELECT gid, uid, joined_msgid, private_msgid FROM bookmarks")).all()
     return Rows(
         {(gid, msgids.unpack(msgid)): (seq, content) for gid, msgid, seq, content in messages},
-        {(gid, uid, joined): acked for gid, uid, joined, _, acked in spans},
-        {(gid, uid, joined) for gid, uid, joined, left, _ in spans if left is None},
+        {(gid, uid, joined): acked for gid, uid, joined, _, acked, _ in spans},
+        {(gid, uid, joined): delivered or acked for gid, uid, joined, _, acked, delivered in spans},
+        {(gid, uid, joined): private for gid, uid, joined, private in bookmarks},
+        {(gid, uid, joined) for gid, uid, joined, left, _, _ in spans if left is None},
     )
 
 
@@ -174,14 +199,24 @@ def assert_reconciled(chat: Chat, lost: Lost, since: Story) -> None:
     for gid in GIDS:
         of_group = sorted((msgids.pack(msgid), seq) for (g, msgid), (seq, _) in after.messages.items() if g == gid)
         assert [seq for _, seq in of_group] == list(range(1, len(of_group) + 1))
-    # And no offset is behind what SQL knew
+    # And no position is behind what SQL knew
     assert all(after.offsets[span] >= acked for span, acked in before.offsets.items() if span in after.members)
+    assert all(after.delivered[span] >= to for span, to in before.delivered.items() if span in after.members)
     # And each member pulls what was lost, unless SQL knows that they had it
     for gid, uid, joined in after.members & before.members:
-        passed = max(before.offsets[gid, uid, joined], joined)
+        passed = max(before.offsets[gid, uid, joined], before.private.get((gid, uid, joined), 0), joined)
         missed = {msgid for g, msgid in lost.messages if g == gid and msgids.pack(msgid) > passed}
         had = {msgid for g, u, msgid in since.pulled if (g, u) == (gid, uid)}
         assert missed <= had | {message.msgid for message in chat.pull(uid, gid)}, (gid, uid)
+
+
+def assert_no_lost_message_has_arrived(chat: Chat, lost: Lost) -> None:
+    """Check that what Redis had lost has arrived at nobody, unless SQL knew that it had."""
+    after = rows(chat)
+    for gid, uid, joined in after.members & lost.before.members:
+        known = max(lost.before.delivered[gid, uid, joined], joined)
+        missing = [msgids.pack(msgid) for g, msgid in lost.messages if g == gid and msgids.pack(msgid) > known]
+        assert after.delivered[gid, uid, joined] < min(missing, default=msgids.HIGHEST), (gid, uid)
 
 
 @pytest.mark.parametrize("clock", ["right", "behind", "the same id twice"])
@@ -196,6 +231,7 @@ def test_reconciliation_loses_no_stored_message(chat: Chat, seed: int, clock: st
     persist(chat)
     # Then
     assert_reconciled(chat, lost, since)
+    assert_no_lost_message_has_arrived(chat, lost)
     # And all continues
     story.play(20)
     persist(chat)

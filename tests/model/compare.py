@@ -116,6 +116,13 @@ def compare_sql(database: Database, model: Model) -> None:
         )
         members = connection.execute(text("SELECT gid, uid, last_ack_msgid, last_delivered_msgid FROM group_users"))
         assert sorted(map(tuple, members), key=str) == sorted(_members(model), key=str)
+        bookmarks = connection.execute(
+            text(
+                "SELECT gid, uid, private_msgid, mark_msgid FROM bookmarks "
+                "JOIN group_users USING (gid, uid, joined_msgid) WHERE private_msgid > 0 OR mark_msgid > 0"
+            )
+        )
+        assert sorted(map(tuple, bookmarks)) == sorted(_bookmarks(model))
         acks = connection.execute(text("SELECT gid, msgid, sender_uid, recv_uid, if_ack, if_delivered FROM msg_acks"))
         # Lists, so that a receipt that is there twice is seen
         assert sorted((*row[:4], bool(row[4]), bool(row[5])) for row in acks) == sorted(_receipts(model))
@@ -144,6 +151,19 @@ def _members(model: Model) -> list[tuple[str, str, int | None, int | None]]:
                 msgids.pack(msgid) if (msgid := group.msgid(seq)) else None for seq in (span.acked, span.delivered)
             )
             rows.append((gid, uid, offset, arrived))
+    return rows
+
+
+def _bookmarks(model: Model) -> list[tuple[str, str, int, int]]:
+    """Those that say anything: read in private past the offset, or a mark, as the position just before its message."""
+    rows = []
+    for gid, group in model.groups.items():
+        for uid in group.members():
+            span = group.current(uid)
+            private = msgids.pack(group.messages[span.private - 1].msgid) if span.private > span.acked else 0
+            mark = 0 if span.mark is None else msgids.pack(group.messages[span.mark].msgid) - 1
+            if private or mark:
+                rows.append((gid, uid, private, mark))
     return rows
 
 

@@ -107,10 +107,10 @@ class LosingHistories(StoredHistories):
         self.receipts = self.all_receipts()
         self.chat.system.client.driver.flushall()
 
-    def all_receipts(self) -> list[tuple[str, str, str, int, int]]:
+    def all_receipts(self) -> list[tuple[str, str, str, int, int, int]]:
         """What is still to be confirmed, and by whom."""
         receipts = ((uid, receipt) for uid in self.model.uids() for receipt in self.chat.receipts(uid))
-        return [(uid, r.gid, r.msgid, r.read, r.unread) for uid, r in receipts]
+        return [(uid, r.gid, r.msgid, r.read, r.unread, r.delivered) for uid, r in receipts]
 
     def rebuilt(self) -> None:
         """Receipts wait as before, and a repeated send is known; all else is compared as after any other step."""

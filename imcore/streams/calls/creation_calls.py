@@ -64,7 +64,7 @@ def undo(space: Keyspace, gid: str, uids: Sequence[str], *, is_repair: bool = Fa
     Answers False if there is none.
     """
     k = space.group(gid)
-    keys = (k.creating, k.meta, k.stream, k.acked, k.joined, *map(k.groups_of, uids))
+    keys = (k.creating, k.meta, k.stream, k.acked, k.joined, *k.positions, *map(k.groups_of, uids))
     return Call("im_create_undo", keys, (gid, int(is_repair), *uids), bool, gid, writes=True)
 
 

@@ -17,7 +17,7 @@ OK = "OK"
 REPAIRED = f"{SEPARATOR}repaired"
 """The field of the watermarks that changes with every repair of a partition."""
 
-SPANS = "im_repair_spans"
+SPANS, BOOKMARKS = "im_repair_spans", "im_repair_bookmarks"
 
 NEVER = (1 << 53) - 1
 """Above every packed msgid."""
@@ -30,15 +30,27 @@ class ShadowEntry(NamedTuple):
     caught_up: bool = False
 
 
+class Rollback(NamedTuple):
+    """A position that has passed missing messages, the first of which is `lost`, goes back `to` another (packed)."""
+
+    lost: int
+    to: int
+
+    def of(self, position: int) -> int:
+        return self.to if position >= self.lost else position
+
+
 class Passed(NamedTuple):
-    """A span (by its key) that may have passed missing messages, the first of which is `lost` (packed msgids)."""
+    """A span (by its key) that may have passed missing messages; its positions in SQL, and how each goes back."""
 
     key: str
     redis_joined: int
-    lost: int
-    rollback_to: int
     joined: int
     sql_offset: int
+    sql_delivered: int
+    offset: Rollback
+    delivered: Rollback
+    private: Rollback
 
 
 class Trim(NamedTuple):
@@ -82,9 +94,8 @@ class GroupLock(NamedTuple):
 class SpanOrder(NamedTuple):
     """How to correct a span: `open` it, `close` it, `drop` the key in `uid`, or move its offset `back` from `left`.
 
-    `sweep` drops the key too, unless it is a whole span by then: the indexes are not read at one moment.
-
-    `seen` is where the uid's open span began when the caller looked.
+    `sweep` drops the key too, unless it is a whole span by then: the indexes are not read at one moment. `withdraw`
+    moves `delivered` back from `left`. `seen` is where the uid's open span began when the caller looked.
     """
 
     what: str
@@ -92,7 +103,19 @@ class SpanOrder(NamedTuple):
     joined: int = 0
     left: int | None = None
     acked: int = 0
+    delivered: int = 0
     seen: int | None = None
+
+
+class BookmarkOrder(NamedTuple):
+    """A bookmark as it is to be, for the span that began after `joined`, and as the caller saw it."""
+
+    uid: str
+    joined: int
+    seen_private: int
+    seen_mark: int
+    private: int
+    mark: int
 
 
 def lock(lock: GroupLock) -> Call[bool]:
@@ -145,18 +168,18 @@ def swap(
     has not done the journal's entries.
     """
     k = lock.k
-    lost = min((span.lost for span in passed), default=NEVER)
+    lost = min((span.offset.lost for span in passed), default=NEVER)
     args: tuple[Value, ...] = (
         *(*lock.args, seen.newest, "" if seen.trimmed is None else seen.trimmed),
         *(shadow.entries, shadow.newest, shadow.seq, *trim, shadow.floor),
         *(undone or "", "" if lost == NEVER else lost),
-        *flat(passed),
+        *flat((*span[:5], *span.offset, *span.delivered, *span.private) for span in passed),
     )
 
     def decode(answer: Any) -> tuple[int, int] | None:
         return CHANGED if isinstance(answer, bytes) else (int(answer[0]), int(answer[1]))
 
-    keys = (*lock.keys, k.meta, k.stream, k.acked, k.joined, k.journal, k.groups, k.creating)
+    keys = (*lock.keys, k.meta, k.stream, k.acked, k.joined, k.journal, k.groups, k.creating, *k.positions)
     return Call("im_repair_swap", keys, args, decode, k.gid, writes=True)
 
 
@@ -165,14 +188,20 @@ def spans(lock: GroupLock, orders: Sequence[SpanOrder], trim: Trim) -> Call[list
     k = lock.k
     own = (key for order in orders for key in (k.groups_of(order.uid), k.own_unacked(order.uid)))
     args = ("" if value is None else value for order in orders for value in order)
-    keys = (k.group_locks, k.stream, k.acked, k.joined, k.left, *own)
+    keys = (k.group_locks, k.stream, k.acked, k.joined, k.left, *k.positions, *own)
     return Call(SPANS, keys, (*lock.args, k.inboxes, trim.msgid, *args), list, k.gid, writes=True)
+
+
+def bookmarks(lock: GroupLock, orders: Sequence[BookmarkOrder]) -> Call[list[int]]:
+    """Correct bookmarks; answers the numbers of those that were left alone, since they or the spans have changed."""
+    keys = (lock.k.group_locks, lock.k.joined, lock.k.bookmarks)
+    return Call(BOOKMARKS, keys, (*lock.args, *flat(orders)), list, lock.k.gid, writes=True)
 
 
 def restore_own_unacked(k: GroupKeys, uids: Sequence[str], trimmed: dict[str, list[int]]) -> Call[int]:
     """Rebuild the own_unacked lists of members; `trimmed` are their own messages (packed) that are in SQL only."""
     args = [value for uid in uids for value in (uid, len(trimmed.get(uid, ())), *trimmed.get(uid, ()))]
-    keys = (k.stream, k.acked, k.recalled, *map(k.own_unacked, uids))
+    keys = (k.stream, k.acked, k.recalled, k.bookmarks, *map(k.own_unacked, uids))
     return Call("im_repair_own_unacked", keys, tuple(args), int, k.gid, writes=True)
 
 

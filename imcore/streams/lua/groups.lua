@@ -120,7 +120,7 @@ end)
 
 -- im_create_undo: undo the creation of a process that has died, some members at a time; without uids, end it. The stream stays,
 -- empty: only the role of workers may delete one.
--- Keys: creating, meta, stream, acked, joined, then groups_of of each.
+-- Keys: creating, meta, stream, acked, joined, ahead, ahead_acked, bookmarks, then groups_of of each.
 -- Arguments: gid, 1 from a repair, which undoes a creation that is alive, too, then uids.
 -- Answer: 1, or 0 if that creation is alive after all, or the group exists.
 define('im_create_undo', ALLOW_OOM, function(keys, args)
@@ -133,18 +133,23 @@ define('im_create_undo', ALLOW_OOM, function(keys, args)
   end
   local has_stream = redis.call('EXISTS', keys[3]) == 1
   for i = 3, #args do
-    redis.call('ZREM', keys[4], args[i])
-    redis.call('ZREM', keys[5], args[i])
+    for z = 4, 7 do
+      redis.call('ZREM', keys[z], args[i])
+    end
+    redis.call('HDEL', keys[8], args[i])
     if has_stream then
       redis.call('XGROUP', 'DESTROY', keys[3], args[i])
     end
-    redis.call('SREM', keys[3 + i], args[1])
+    redis.call('SREM', keys[6 + i], args[1])
   end
   if #args == 2 then
-    for _, key in ipairs({keys[4], keys[5]}) do
-      for _, by_hand in ipairs(redis.call('ZRANGE', key, 0, 99)) do
-        redis.call('ZREM', key, by_hand)
+    for z = 4, 7 do
+      for _, by_hand in ipairs(redis.call('ZRANGE', keys[z], 0, 99)) do
+        redis.call('ZREM', keys[z], by_hand)
       end
+    end
+    for _, by_hand in ipairs(redis.call('HKEYS', keys[8])) do
+      redis.call('HDEL', keys[8], by_hand)
     end
     if not is_repair then
       redis.call('HDEL', keys[1], args[1])

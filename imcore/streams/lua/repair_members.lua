@@ -1,4 +1,4 @@
--- Repair of data that belongs to messages and members: spans, offsets, own_unacked lists, client_msgids, receipts.
+-- Repair of data that belongs to messages and members: spans, positions, own_unacked lists, client_msgids, receipts.
 
 -- Set a member's consumer group, which may be missing, to an offset. The seq of a trimmed one is not known here.
 local function set_offset(stream, uid, offset, trimmed)
@@ -12,92 +12,140 @@ local function set_offset(stream, uid, offset, trimmed)
   call_xgroup('SETID', stream, uid, id, seq)
 end
 
--- A score as Python reads it: one that is no packed msgid was written by hand, and counts as IMPOSSIBLE.
-local function clean_score(score)
-  local number = score and math.max(tonumber(score), 0)
-  if number and (number > HIGHEST or number ~= math.floor(number)) then
-    number = HIGHEST + 1
-  end
-  return number and decimal(number)
-end
-
 -- Whether a key is a span in all indexes that hold one.
 local function is_whole(acked, joined, left, key, is_closed)
   return redis.call('ZSCORE', acked, key) and redis.call('ZSCORE', joined, key)
     and (not is_closed or redis.call('ZSCORE', left, key))
 end
 
--- im_repair_spans: correct spans. Offsets move forward only, and not beyond the end of their span.
--- Keys: group_locks, stream, acked, joined, left, then groups_of and own_unacked of each span's uid.
--- Arguments: gid, token, prefix of the inbox channels, trim point, then for each span: order, uid, joined, left, its offset,
--- and where the uid's open span began when the caller looked ('' without one). Orders: `open` it, `close` it, `drop` the key that
--- is given as the uid, `sweep` that key if it is still no whole span, or move its offset `back` if it is still at or past `left`,
--- which is no message.
+-- Drop a key from all indexes of spans, and the bookmark of that name.
+local function drop_span(keys, span)
+  for z = 3, 7 do
+    redis.call('ZREM', keys[z], span)
+  end
+  redis.call('HDEL', keys[8], span)
+end
+
+-- Move an offset, or how far messages have arrived, back if it is still at or past an impossible one.
+local function move_back(keys, order, span, impossible, offset, delivered)
+  local acked, ahead, ahead_acked = keys[3], keys[6], keys[7]
+  if order == 'withdraw' then
+    if arrived_in(ahead, span) >= impossible then
+      set_ahead(ahead, ahead_acked, span, delivered, tonumber(redis.call('ZSCORE', acked, span) or '0'))
+    end
+  elseif tonumber(clean_score(redis.call('ZSCORE', acked, span)) or '0') >= impossible then
+    redis.call('ZADD', acked, decimal(offset), span)
+    set_ahead(ahead, ahead_acked, span, arrived_in(ahead, span), offset)
+  end
+end
+
+local function open_span(keys, uid, from, offset, delivered, trimmed)
+  local acked, ahead = keys[3], keys[6]
+  redis.call('ZADD', acked, 'GT', offset, uid)
+  redis.call('ZADD', keys[4], from, uid)
+  redis.call('ZREM', keys[5], uid)
+  local at = tonumber(redis.call('ZSCORE', acked, uid))
+  set_ahead(ahead, keys[7], uid, math.max(arrived_in(ahead, uid), delivered), at)
+  set_offset(keys[2], uid, at, trimmed)
+end
+
+-- Close a span, which is the open one of its uid if that `is_open`.
+local function close_span(keys, uid, from, to, offset, delivered, is_open)
+  local acked, joined, ahead, ahead_acked = keys[3], keys[4], keys[6], keys[7]
+  local span = uid .. SEP .. from
+  if is_open then
+    local current = redis.call('ZSCORE', acked, uid) or offset
+    offset = decimal(math.min(math.max(tonumber(current), tonumber(offset)), to))
+    delivered = math.max(arrived_in(ahead, uid), delivered)
+    drop_span(keys, uid)
+  end
+  add_closed_span(acked, joined, keys[5], uid, from, to, offset)
+  local at = redis.call('ZSCORE', acked, span)
+  set_ahead(ahead, ahead_acked, span, at and math.min(math.max(arrived_in(ahead, span), delivered), to) or 0, tonumber(at or '0'))
+end
+
+-- im_repair_spans: correct spans. Positions move forward only, and not beyond the end of their span.
+-- Keys: group_locks, stream, acked, joined, left, ahead, ahead_acked, bookmarks, then groups_of and own_unacked of each span's uid.
+-- Arguments: gid, token, prefix of the inbox channels, trim point, then for each span: order, uid, joined, left, its offset, up to
+-- where messages have arrived, and where the uid's open span began when the caller looked ('' without one). Orders: `open` it,
+-- `close` it, `drop` the key that is given as the uid, `sweep` that key if it is still no whole span, move its offset `back` if it
+-- is still at or past `left`, which is no message, or `withdraw` in the same way that messages have arrived.
 -- Answer: the numbers (from 0 on) of spans that were left alone, since members came or went. Errors: LOST.
 define_locked('im_repair_spans', function(keys, args)
   local stream, acked, joined, left = keys[2], keys[3], keys[4], keys[5]
   local skipped = {}
-  for i = 5, #args, 6 do
+  for i = 5, #args, 7 do
     local order, uid, from, to, offset = args[i], args[i + 1], args[i + 2], args[i + 3], args[i + 4]
-    local number = (i - 5) / 6
-    local k = 6 + 2 * number
+    local delivered = tonumber(args[i + 5])
+    local number = (i - 5) / 7
+    local k = 9 + 2 * number
     local began = clean_score(redis.call('ZSCORE', joined, uid))
     local is_closed = string.find(uid, SEP, 1, true)
-    if not is_closed and (began or '') ~= args[i + 5] then
+    if not is_closed and (began or '') ~= args[i + 6] then
       skipped[#skipped + 1] = number
     elseif order == 'sweep' and is_whole(acked, joined, left, uid, is_closed) then
       skipped[#skipped + 1] = number
     elseif order == 'drop' or order == 'sweep' then
-      for z = 3, 5 do
-        redis.call('ZREM', keys[z], uid)
-      end
+      drop_span(keys, uid)
       if not is_closed then
         remove_member(stream, uid, keys[k], keys[k + 1], args[1])
       end
-    elseif order == 'back' then
-      if tonumber(redis.call('ZSCORE', acked, uid) or '0') >= tonumber(to) then
-        redis.call('ZADD', acked, offset, uid)
-      end
+    elseif order == 'back' or order == 'withdraw' then
+      move_back(keys, order, uid, tonumber(to), tonumber(offset), delivered)
     elseif order == 'open' then
       local is_new = not redis.call('ZSCORE', acked, uid)
-      redis.call('ZADD', acked, 'GT', offset, uid)
-      redis.call('ZADD', joined, from, uid)
-      redis.call('ZREM', left, uid)
-      set_offset(stream, uid, tonumber(redis.call('ZSCORE', acked, uid)), tonumber(args[4]))
+      open_span(keys, uid, from, offset, delivered, tonumber(args[4]))
       redis.call('SADD', keys[k], args[1])
       if is_new then
         notify(args[3], uid, {'j', args[1]})
       end
     else
+      close_span(keys, uid, from, tonumber(to), offset, delivered, began == from)
       if began == from then
-        local current = redis.call('ZSCORE', acked, uid) or offset
-        offset = decimal(math.min(math.max(tonumber(current), tonumber(offset)), tonumber(to)))
-        redis.call('ZREM', acked, uid)
-        redis.call('ZREM', joined, uid)
         remove_member(stream, uid, keys[k], keys[k + 1], args[1])
         notify(args[3], uid, {'l', args[1]})
       end
-      add_closed_span(acked, joined, left, uid, from, tonumber(to), offset)
+    end
+  end
+  return skipped
+end)
+
+-- im_repair_bookmarks: correct bookmarks.
+-- Keys: group_locks, joined, bookmarks. Arguments: gid, token, then for each: uid, where the span began that it belongs to, the two
+-- parts of the bookmark as the caller saw it, and as it is to be.
+-- Answer: the numbers (from 0 on) of bookmarks that were left alone, since they or the spans have changed. Errors: LOST.
+define_locked('im_repair_bookmarks', function(keys, args)
+  local skipped = {}
+  for i = 3, #args, 6 do
+    local uid = args[i]
+    local private, mark = parse_bookmark(redis.call('HGET', keys[3], uid))
+    local is_same = private == tonumber(args[i + 2]) and mark == tonumber(args[i + 3])
+    if is_same and redis.call('ZSCORE', keys[2], uid) == args[i + 1] then
+      change_bookmark(keys[3], args[i + 1], uid, tonumber(args[i + 4]), tonumber(args[i + 5]), {})
+    else
+      skipped[#skipped + 1] = (i - 3) / 6
     end
   end
   return skipped
 end)
 
 -- im_repair_own_unacked: rebuild own_unacked lists from the stream and, where it is trimmed, from the arguments.
--- Keys: stream, acked, recalled, then own_unacked of each uid.
+-- Keys: stream, acked, recalled, bookmarks, then own_unacked of each uid.
 -- Arguments: for each uid: uid, how many packed msgids follow, these: its own messages up to the trim point.
 -- Answer: how many messages the lists have.
 define('im_repair_own_unacked', DENY_OOM, function(keys, args)
-  local offsets, lists, lowest, a = {}, {}, nil, 1
-  for _ = 4, #keys do
+  local senders, lists, lowest, a = {}, {}, nil, 1
+  for _ = 5, #keys do
     local uid, count = args[a], tonumber(args[a + 1])
     local offset = tonumber(redis.call('ZSCORE', keys[2], uid))
     lists[#lists + 1] = {}
     if offset then
-      offsets[uid] = {at = offset, own = lists[#lists]}
-      lowest = math.min(lowest or offset, offset)
+      local _, mark = parse_bookmark(redis.call('HGET', keys[4], uid))
+      local floor = own_floor(offset, mark)
+      senders[uid] = {floor = floor, own = lists[#lists]}
+      lowest = math.min(lowest or floor, floor)
       for i = a + 2, a + 1 + count do
-        if tonumber(args[i]) > offset and not redis.call('ZSCORE', keys[3], args[i]) then
+        if tonumber(args[i]) > floor and not redis.call('ZSCORE', keys[3], args[i]) then
           table.insert(lists[#lists], args[i])
         end
       end
@@ -105,16 +153,16 @@ define('im_repair_own_unacked', DENY_OOM, function(keys, args)
     a = a + 2 + count
   end
   each_entry(keys[1], lowest and '(' .. unpack_id(lowest), function(id, fields)
-    local sender, packed = offsets[fields[4]], pack(id)
-    if sender and packed > sender.at and not redis.call('ZSCORE', keys[3], decimal(packed)) then
+    local sender, packed = senders[fields[4]], pack(id)
+    if sender and packed > sender.floor and not redis.call('ZSCORE', keys[3], decimal(packed)) then
       table.insert(sender.own, decimal(packed))
     end
   end)
   local total = 0
   for i, own in ipairs(lists) do
-    redis.call('UNLINK', keys[3 + i])
+    redis.call('UNLINK', keys[4 + i])
     for first = 1, #own, 1000 do
-      redis.call('RPUSH', keys[3 + i], unpack(own, first, math.min(first + 999, #own)))
+      redis.call('RPUSH', keys[4 + i], unpack(own, first, math.min(first + 999, #own)))
     end
     total = total + #own
   end

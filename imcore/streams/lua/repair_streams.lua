@@ -150,7 +150,21 @@ local function each_entry(stream, first, visit)
   end
 end
 
--- Delete the acks of messages at or after `lost` from the journal's entries that `persist` has not done.
+-- A score as Python reads it: one that is no packed msgid was written by hand, and counts as IMPOSSIBLE.
+local function clean_score(score)
+  local number = score and math.max(tonumber(score), 0)
+  if number and (number > HIGHEST or number ~= math.floor(number)) then
+    number = HIGHEST + 1
+  end
+  return number and decimal(number)
+end
+
+-- Up to where messages have arrived in a span, if that is past its offset, else 0.
+local function arrived_in(ahead, span)
+  return tonumber(clean_score(redis.call('ZSCORE', ahead, span)) or '0')
+end
+
+-- Delete from the journal's entries that `persist` has not done those by which messages at or after `lost` were acked or arrived.
 local function delete_acks(journal, gid, undone, lost)
   local kinds = {}
   for _, fields in ipairs(redis.call('XINFO', 'GROUPS', journal)) do
@@ -158,7 +172,7 @@ local function delete_acks(journal, gid, undone, lost)
   end
   each_entry(journal, undone, function(id, fields)
     local passed = false
-    if fields[2] == 'ack' and fields[4] == gid then
+    if (fields[2] == 'ack' or fields[2] == 'delivered') and fields[4] == gid then
       for to in string.gmatch(RECORD .. fields[6], RECORD .. '%d+' .. SEP .. '%d+' .. SEP .. '(%d+)') do
         passed = passed or tonumber(to) >= lost
       end
@@ -201,27 +215,52 @@ local function key_of_span(joined, span, began)
   return span .. SEP .. began
 end
 
--- Move the offset of a span back to `rollback_to` if it has passed a missing message. Returns it, nil if the span is gone.
-local function rewind_offset(keys, span, began, lost, rollback_to)
+-- Move the positions of a span back where they have passed a missing message. Returns its key, the offset, and up to where messages
+-- have arrived; nil if the span is gone. Positions go back from `lost` on: these are a message and where to go back to.
+local function rewind_span(keys, span, began, lost, arrived_lost)
   local key = key_of_span(keys[6], span, began)
-  local offset = redis.call('ZSCORE', keys[5], key)
-  if offset and tonumber(offset) >= tonumber(lost) then
-    offset = rollback_to
-    redis.call('ZADD', keys[5], offset, key)
+  local offset = tonumber(redis.call('ZSCORE', keys[5], key))
+  if offset then
+    local arrived = math.max(offset, arrived_in(keys[10], key))
+    if offset >= lost[1] then
+      offset = lost[2]
+      redis.call('ZADD', keys[5], decimal(offset), key)
+    end
+    arrived = math.max(offset, arrived >= arrived_lost[1] and arrived_lost[2] or arrived)
+    set_ahead(keys[10], keys[11], key, arrived, offset)
+    return key, offset, arrived
   end
-  return offset
+end
+
+-- Let a member's private position go back likewise, and the bookmark belong to the span that goes on.
+local function rewind_bookmark(bookmarks, uid, began, joined, offset, lost, records)
+  local private, mark = parse_bookmark(redis.call('HGET', bookmarks, uid))
+  local back = private >= lost[1] and lost[2] or private
+  back = back > offset and back or 0
+  if back ~= private or began ~= joined and private + mark > 0 then
+    change_bookmark(bookmarks, joined, uid, back, mark, records)
+  end
+end
+
+-- Append the moves of offsets, or of how far messages have arrived, to the journal.
+local function append_moves(journal, kind, gid, moves)
+  for first = 1, #moves, 1000 do
+    local some = table.concat(moves, RECORD, first, math.min(first + 999, #moves))
+    append_entry(journal, 'kind', kind, 'gid', gid, 'moves', some)
+  end
 end
 
 -- im_repair_swap: let a shadow replace a group's stream, and make the group visible if it was missing.
--- Messages that were sent since the caller looked are appended to the shadow, with the next seqs. Offsets that have passed
--- missing messages move back before these, unless SQL knows better; the journal gets an entry about them.
+-- Messages that were sent since the caller looked are appended to the shadow, with the next seqs. Positions that have passed
+-- missing messages move back before these, unless SQL knows better; the journal gets entries about them.
 -- The same call again is answered as the first time.
--- Keys: group_locks, shadow, meta, stream, acked, joined, journal, groups, creating.
+-- Keys: group_locks, shadow, meta, stream, acked, joined, journal, groups, creating, ahead, ahead_acked, bookmarks.
 -- Arguments: gid, token, newest id of the stream and trim point as the caller saw them (packed; '' for a missing group), how
 -- many entries the shadow has, its newest id and seq, trim point (packed) and its seq, id that the next ids must exceed, id of
 -- the first entry that `persist` has not done ('' without one), packed msgid of the first missing message ('' without one),
--- then, if there is one, for each span: span key, where it began in Redis, the first missing message that SQL does not know it
--- to have passed (or HIGHEST), its offset before that, where it begins according to SQL and the journal, the offset in SQL.
+-- then, if there is one, for each span: span key, where it began in Redis, where it begins according to SQL and the journal, the
+-- offset in SQL, up to where messages have arrived according to SQL, then for the offset, for what has arrived and for the private
+-- position: the first missing message that SQL does not know it to have passed (or HIGHEST), and the position before that.
 -- Answer: {seq, packed msgid} of the newest, or CHANGED if the stream differs from what the caller saw, or ids do not fit, or a
 -- creation of the group has begun.
 -- Errors: LOST.
@@ -249,21 +288,33 @@ define_locked('im_repair_swap', function(keys, args)
     fields[2], fields[12] = seq, lost == '' and fields[12] or '0'
     redis.call('XADD', shadow, newest, unpack(fields))
   end
-  local moves = {}
-  for i = 13, #args, 6 do
-    local offset = rewind_offset(keys, args[i], args[i + 1], args[i + 2], args[i + 3])
-    if offset and tonumber(offset) > tonumber(args[i + 5]) then
-      local uid = string.match(args[i], '^[^' .. SEP .. ']+')
-      moves[#moves + 1] = table.concat({args[i + 4], args[i + 5], offset, uid}, SEP)
+  local moves, deliveries, records = {}, {}, {}
+  for i = 13, #args, 11 do
+    local n = {}
+    for j = 3, 10 do
+      n[j] = tonumber(args[i + j])
+    end
+    local began, joined = args[i + 1], args[i + 2]
+    local key, offset, arrived = rewind_span(keys, args[i], began, {n[5], n[6]}, {n[7], n[8]})
+    if key then
+      local uid = string.match(key, '^[^' .. SEP .. ']+')
+      if offset > n[3] then
+        moves[#moves + 1] = table.concat({joined, args[i + 3], decimal(offset), uid}, SEP)
+      end
+      if arrived > math.max(n[4], offset) then
+        deliveries[#deliveries + 1] = table.concat({joined, args[i + 4], decimal(arrived), uid}, SEP)
+      end
+      if key == uid then
+        rewind_bookmark(keys[12], uid, began, joined, offset, {n[9], n[10]}, records)
+      end
     end
   end
   if lost ~= '' and args[11] ~= '' then
     delete_acks(journal, gid, args[11], tonumber(lost))
   end
-  for first = 1, #moves, 1000 do
-    local some = table.concat(moves, RECORD, first, math.min(first + 999, #moves))
-    append_entry(journal, 'kind', 'ack', 'gid', gid, 'moves', some)
-  end
+  append_moves(journal, 'ack', gid, moves)
+  append_moves(journal, 'delivered', gid, deliveries)
+  append_records(journal, 'bookmarks', gid, 'bookmarks', records)
   raise_last_id(shadow, args[10], seq)
   create_consumer_groups(shadow, acked, trimmed, trimmed_seq)
   redis.call('UNLINK', stream)  -- a stream that is renamed over is freed before the next call, however large it is
