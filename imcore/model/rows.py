@@ -4,7 +4,7 @@ Every row has a key. Rows of one key merge to the same row in any order and any 
 and no writer needs to know what has been written before.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -107,9 +107,17 @@ class Batch:
     moves: list[MoveRow] = field(default_factory=list)
     confirms: list[ConfirmRow] = field(default_factory=list)
     marks: list[WatermarkRow] = field(default_factory=list)
+    known_deletions: Mapping[str, int] | None = None
+    """The deletions of groups of these rows that the writer knows: a packed entry by gid. Nothing is written if there
+    are others by now. None: the writer has made sure of that in another way."""
 
     def __len__(self) -> int:
-        return sum(len(getattr(self, each.name)) for each in fields(self))
+        return sum(len(rows) for each in fields(self) if isinstance(rows := getattr(self, each.name), list))
+
+    @property
+    def gids(self) -> list[str]:
+        gids = [row.gid for row in self.groups] + [row.gid for row in self.messages]
+        return sorted({*gids, *(row.gid for row in self.spans), *(row.gid for row in self.moves)})
 
     def merged(self) -> "Batch":
         """Return the same with every key once, in order of key: so writers never deadlock."""
@@ -120,6 +128,7 @@ class Batch:
             moves=_merge(self.moves, 4, max),
             confirms=_merge(self.confirms, 2, max),
             marks=_merge(self.marks, 2, max),
+            known_deletions=self.known_deletions,
         )
 
 

@@ -18,7 +18,7 @@ from imcore.repair.compare import differences
 from imcore.repair.diff import oldest_of
 from imcore.repair.locks import PartitionLock
 from imcore.repair.window import gids_of, lost_watermarks, rebuild_token
-from imcore.sql import queries
+from imcore.sql import deletion, queries
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.repair_calls import NEVER
 from imcore.system import System
@@ -60,7 +60,7 @@ def reconcile(system: System, partition: int) -> Mended:
 
 def raise_journals(system: System, partitions: Iterable[int], watermarks: Iterable[int]) -> None:
     """Let later entries have ids above these watermarks and all that SQL knows, also where the clock is behind."""
-    latest = max(queries.newest_change(system.database), *watermarks, 0)
+    latest = max(queries.newest_change(system.database), deletion.newest(system.database), *watermarks, 0)
     space = system.client.space
     system.client.call_many([repair_calls.journal(space, p, id_above(latest)) for p in partitions])
 

@@ -40,6 +40,9 @@ class GroupKeys:
         self.idempotency_newer = f"{tag}idempotency_newer:{gid}"
         self.idempotency_older = f"{tag}idempotency_older:{gid}"
         self.recalled = f"{tag}recalled:{gid}"
+        self.ahead = f"{tag}ahead:{gid}"
+        self.ahead_acked = f"{tag}ahead_acked:{gid}"
+        self.bookmarks = f"{tag}bookmarks:{gid}"
         self.shadow = f"{tag}shadow:{gid}"
         self.journal = f"{tag}journal"
         self.groups = f"{tag}groups"
@@ -47,6 +50,7 @@ class GroupKeys:
         self.creating = f"{tag}creating"
         self.unnotified = f"{tag}unnotified"
         self.rewrites = f"{tag}rewrites"
+        self.deleting = f"{tag}deleting"
         self.version = f"{tag}version"
         self.channel = f"{tag}{channels}push:{gid}"
         self.inboxes = f"{tag}{channels}inbox:"
@@ -59,6 +63,11 @@ class GroupKeys:
         self.for_ack = (self.meta, self.stream, self.acked, self.joined, self.journal)
         self.for_tally = (self.meta, self.stream, self.acked, self.joined, self.left, self.recalled)
         """The keys of the functions that count readers."""
+        self.for_end_of_deletion = (
+            *(self.stream, self.acked, self.joined, self.left, self.recalled, newer, older, self.shadow),
+            *(self.ahead, self.ahead_acked, self.bookmarks),
+        )
+        """All keys of the group but `meta`, and but those of one user in it."""
 
     def own_unacked(self, uid: str) -> str:
         """A member's own messages past their offset, and perhaps some that it has passed since the last of them."""
@@ -94,6 +103,7 @@ class Keyspace:
     creating = _per_partition("creating")
     unnotified = _per_partition("unnotified")
     rewrites = _per_partition("rewrites")
+    deleting = _per_partition("deleting")
     online = _per_partition("online")
     online_ms = _per_partition("online_ms")
 

@@ -25,6 +25,7 @@ NAMES = {
     "group_msgs": "msgid seq span time sent_at recalls confirmed_read gid sender_uid client_msgid meta content",
     "group_spans": "gid uid joined_msgid left_msgid changed acked_msgid",
     "offset_moves": "msgid entry start reach gid uids",
+    "deleted_groups": "gid entry is_done",
     "chat_groups": "gid created_at",
     "imcore_meta": "name value",
     "imcore_version": "version_num",

@@ -156,7 +156,7 @@ def swap(
     def decode(answer: Any) -> tuple[int, int] | None:
         return CHANGED if isinstance(answer, bytes) else (int(answer[0]), int(answer[1]))
 
-    keys = (*lock.keys, k.meta, k.stream, k.acked, k.joined, k.journal, k.groups, k.creating)
+    keys = (*lock.keys, k.meta, k.stream, k.acked, k.joined, k.journal, k.groups, k.creating, k.deleting)
     return Call("im_repair_swap", keys, args, decode, k.gid, writes=True)
 
 

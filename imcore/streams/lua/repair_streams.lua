@@ -216,14 +216,14 @@ end
 -- Messages that were sent since the caller looked are appended to the shadow, with the next seqs. Offsets that have passed
 -- missing messages move back before these, unless SQL knows better; the journal gets an entry about them.
 -- The same call again is answered as the first time.
--- Keys: group_locks, shadow, meta, stream, acked, joined, journal, groups, creating.
+-- Keys: group_locks, shadow, meta, stream, acked, joined, journal, groups, creating, deleting.
 -- Arguments: gid, token, newest id of the stream and trim point as the caller saw them (packed; '' for a missing group), how
 -- many entries the shadow has, its newest id and seq, trim point (packed) and its seq, id that the next ids must exceed, id of
 -- the first entry that `persist` has not done ('' without one), packed msgid of the first missing message ('' without one),
 -- then, if there is one, for each span: span key, where it began in Redis, the first missing message that SQL does not know it
 -- to have passed (or HIGHEST), its offset before that, where it begins according to SQL and the journal, the offset in SQL.
 -- Answer: {seq, packed msgid} of the newest, or CHANGED if the stream differs from what the caller saw, or ids do not fit, or a
--- creation of the group has begun.
+-- creation of the group has begun, or a deletion.
 -- Errors: LOST.
 define_locked('im_repair_swap', function(keys, args)
   local done_seq, done_last = string.match(redis.call('HGET', keys[1], args[1]), '^%S+ %d+ %d+ (%d+) (%d+)$')
@@ -235,7 +235,8 @@ define_locked('im_repair_swap', function(keys, args)
   local head = redis.call('HMGET', meta, 'seq', 'trimmed')
   local tail = redis.call('XRANGE', stream, '(' .. args[3], '+')
   if (head[1] and (head[2] or '0') or '') ~= args[4] or redis.call('XLEN', shadow) ~= tonumber(args[5])
-      or tail[1] and not is_after(tail[1][1], newest) or not head[1] and is_being_created(keys[9], gid) then
+      or tail[1] and not is_after(tail[1][1], newest)
+      or not head[1] and (is_being_created(keys[9], gid) or is_being_deleted(keys[10], gid)) then
     return 'CHANGED'
   end
   for _, entry in ipairs(tail) do
@@ -270,6 +271,7 @@ define_locked('im_repair_swap', function(keys, args)
   redis.call('RENAME', shadow, stream)
   local last = newest == '0-0' and '0' or decimal(pack(newest))
   redis.call('HSET', meta, 'seq', seq, 'last', last, 'trimmed', trimmed)
+  redis.call('HSETNX', meta, 'born', decimal(math.max(0, pack(last_id(journal)))))
   redis.call('SADD', keys[8], gid)
   redis.call('HDEL', keys[9], gid)
   set_holder(keys[1], gid, args[2], LOCK_MS, ' ' .. seq .. ' ' .. last)

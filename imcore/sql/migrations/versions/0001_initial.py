@@ -1,4 +1,4 @@
-"""Messages, spans, offset moves, groups and facts; the views group_users and msg_acks."""
+"""Messages, spans, offset moves, groups, deleted groups and facts; the views group_users and msg_acks."""
 
 from alembic import op
 
@@ -44,6 +44,8 @@ _STATEMENTS = """
         gid {name} NOT NULL, uids TEXT NOT NULL, PRIMARY KEY (gid, reach, msgid, entry, start)) {options};
     {moves_index};
     CREATE TABLE chat_groups (gid {name} NOT NULL, created_at {time} NOT NULL, PRIMARY KEY (gid)) {options};
+    CREATE TABLE deleted_groups (
+        gid {name} NOT NULL, entry BIGINT NOT NULL, is_done BOOLEAN NOT NULL, PRIMARY KEY (gid)) {options};
     CREATE TABLE imcore_meta (name {name} NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name)) {options};
     CREATE VIEW group_users AS
         SELECT gid, uid, NULLIF(acked_msgid, 0) AS last_ack_msgid, joined_msgid
@@ -70,5 +72,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     for view in ("msg_acks", "group_users"):
         op.execute(f"DROP VIEW {view}")
-    for table in ("imcore_meta", "chat_groups", "offset_moves", "group_spans", "group_msgs"):
+    for table in ("imcore_meta", "deleted_groups", "chat_groups", "offset_moves", "group_spans", "group_msgs"):
         op.drop_table(table)
