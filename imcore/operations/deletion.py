@@ -8,12 +8,12 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from imcore.errors import GroupUnderWay, ImError, TryAgain
+from imcore.errors import DatabaseNotReady, GroupUnderWay, ImError, TryAgain
 from imcore.model.limits import check_name
 from imcore.model.values import DeletedGroup
-from imcore.operations.effects import Effects, GetKeyspace, Sleep, SqlQuery, call
+from imcore.operations.effects import Effects, GetKeyspace, Sleep, SqlQuery, call, call_many
 from imcore.streams.calls import deletion_calls, group_calls, repair_calls
 from imcore.streams.calls.deletion_calls import BegunDeletion, ReceiptsCursor
 from imcore.streams.calls.repair_calls import GroupLock
@@ -43,6 +43,21 @@ class CheckWritable(SqlQuery[None]):
         database.check_version()
         with database.writing():
             pass
+
+
+@dataclass(frozen=True, slots=True)
+class BindDatabase(SqlQuery[None]):
+    """Let a database with tables and no data be the one of this data, as the first worker does."""
+
+    partitions: int
+    dataset: str
+
+    needs_data: ClassVar[bool] = False
+
+    def run(self, database: "Database") -> None:
+        database.check_version()
+        if database.meta("dataset") is None:
+            database.bind(self.partitions, self.dataset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +94,27 @@ def new_token() -> str:
 def delete_group(gid: str, *, on_progress: OnProgress = lambda _: None) -> Effects[DeletedGroup]:
     """Delete a group, or resume that."""
     check_name(gid, "gid")
-    yield from CheckWritable()
+    yield from _check_database()
     if (yield from call(group_calls.rebuilding())):
         raise TryAgain("Redis is being rebuilt from SQL: delete the group once that has ended")
     space = yield from GetKeyspace()
     lock = GroupLock(space.group(gid), new_token())
     begun = yield from _begin(lock)
     return (yield from _delete(lock, begun, on_progress))
+
+
+def _check_database() -> Effects[None]:
+    """See whether the database can be written, and has the data of Redis; or none, if no worker has stored any."""
+    try:
+        yield from CheckWritable()
+    except DatabaseNotReady:
+        space = yield from GetKeyspace()
+        dataset = yield from call(group_calls.dataset())
+        stored = yield from call_many(deletion_calls.have_stored(space))
+        if dataset is None or any(stored):
+            raise
+        yield from BindDatabase(space.partitions, dataset)
+        yield from CheckWritable()
 
 
 def resume(gid: str, *, born_before: int, token: str, on_progress: OnProgress) -> Effects[DeletedGroup]:
@@ -137,7 +166,8 @@ def _delete_rows(lock: GroupLock, begun: BegunDeletion, on_progress: OnProgress)
         rows = yield from DeleteRows(lock.k.gid, begun.entry, ROWS)
         yield from call(deletion_calls.begin(lock))  # keeps the lock
         done += rows
-        on_progress(done)
+        if rows:
+            on_progress(done)
     return done
 
 

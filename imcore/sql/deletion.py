@@ -21,7 +21,8 @@ _BEGIN = text(
     ON CONFLICT (gid) DO UPDATE SET entry = excluded.entry, is_done = FALSE
     WHERE excluded.entry > deleted_groups.entry"""
 )
-_LOCK = text("LOCK TABLE deleted_groups IN ACCESS EXCLUSIVE MODE")
+_WAIT_FOR_WRITERS = (text("SET LOCAL lock_timeout = 2000"), text("LOCK TABLE deleted_groups IN ACCESS EXCLUSIVE MODE"))
+"""Others who write wait meanwhile: not for long, if one of them is halted in its transaction."""
 
 _TABLES: list[Table] = [
     table
@@ -68,8 +69,8 @@ def newest(database: Database) -> int:
 def begin(database: Database, gid: str, entry: int) -> None:
     """Note that a group is deleted; the same again changes nothing. Raise DatabaseUnavailable."""
     with database.writing() as connection:
-        if database.dialect == "postgresql":
-            connection.execute(_LOCK)
+        for statement in _WAIT_FOR_WRITERS if database.dialect == "postgresql" else ():
+            connection.execute(statement)
         connection.execute(_BEGIN, {"gid": gid, "entry": entry})
 
 

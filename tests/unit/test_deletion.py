@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from imcore import Chat, Draft
 from imcore.errors import (
+    ConfigurationError,
     DatabaseNotReady,
     DatabaseUnavailable,
     GroupUnderWay,
@@ -22,12 +24,15 @@ from imcore.model.direct import gid_of
 from imcore.model.values import DeletedGroup
 from imcore.operations import creation, deletion
 from imcore.repair.check import check
+from imcore.settings import Settings
 from imcore.sql import deletion as sql_deletion
 from imcore.sql.database import Database
 from imcore.streams import dead_letters
 from imcore.streams.calls import deletion_calls, repair_calls
 from imcore.streams.calls.repair_calls import GroupLock
+from imcore.streams.client import RedisClient
 from imcore.streams.keys import CONFIG, REBUILDING, WITHDRAWN
+from imcore.system import System
 from imcore.util.batches import grouped
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.cli import im, let_commands_use
@@ -167,6 +172,22 @@ def test_a_one_to_one_chat(chat: Chat) -> None:
     assert chat.send_direct("bob", "hi again", sender_uid="ann").seq == 1
     run_workers(chat)
     assert list(check(chat.system)) == []
+
+
+def test_before_any_worker(client: RedisClient, database: Database, settings: Settings) -> None:
+    """Workers find nothing of it later. A database that lacks what others have stored is refused."""
+    with Chat(System(client, database, settings)) as chat:
+        chat.create_group(GID, ["ann", "bob"])
+        chat.send(GID, "hi", sender_uid="ann")
+        assert chat.delete_group(GID).messages == 1
+        run_workers(chat)
+        assert stored(database).gids == []
+        assert list(dead_letters.list_dead(client)) == []
+        assert list(check(chat.system)) == []
+        chat.create_group(GID, ["ann"])
+        database.set_meta("dataset", "")
+        with pytest.raises(ConfigurationError):
+            Chat(chat.system).delete_group(GID)
 
 
 def test_a_dead_letter_about_it_brings_nothing_back(chat: Chat) -> None:
@@ -328,16 +349,20 @@ class TestRefusals:
         self.unchanged(chat, UnknownGroup, "there is no group 'none'", "none")
         self.unchanged(chat, InvalidInput, "gid is empty", "")
 
-    def test_before_any_worker(self, client: Any, database: Database, settings: Any) -> None:
-        with Chat(type(self)._system(client, database, settings)) as chat:
-            chat.create_group(GID, ["ann"])
-            self.unchanged(chat, DatabaseNotReady, "holds nothing of this system yet")
+    def test_a_database_without_tables(self, chat: Chat, tmp_path: Path) -> None:
+        with Database.connect(f"sqlite:///{tmp_path / 'none.db'}") as missing:
+            other = Chat(System(chat.system.client, missing, chat.system.settings))
+            before = keys(chat)
+            with pytest.raises(DatabaseNotReady):
+                other.delete_group(GID)
+            assert keys(chat) == before
 
-    @staticmethod
-    def _system(client: Any, database: Database, settings: Any) -> Any:
-        from imcore.system import System  # noqa: PLC0415
-
-        return System(client, database, settings)
+    def test_a_database_with_other_data(self, chat: Chat) -> None:
+        chat.system.database.set_meta("dataset", "another")
+        with pytest.raises(ConfigurationError, match="holds the data of another system"):
+            Chat(chat.system).delete_group(GID)
+        chat.system.database.set_meta("dataset", "")
+        assert chat.group(GID).members == 3
 
     def test_under_repair(self, chat: Chat) -> None:
         lock = GroupLock(chat.system.client.space.group(GID), "repair")

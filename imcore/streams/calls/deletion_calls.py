@@ -82,6 +82,18 @@ def being_deleted(space: Keyspace) -> list[Call[list[str]]]:
     return [Call("", (), ("HKEYS", space.deleting(p)), wire.texts) for p in range(space.partitions)]
 
 
+def have_stored(space: Keyspace) -> list[Call[bool]]:
+    """Ask of each partition whether a worker has ever stored anything of it."""
+    return [
+        Call("", (), ("HKEYS", space.watermarks(p)), lambda names: any(map(_is_worker, names)))
+        for p in range(space.partitions)
+    ]
+
+
+def _is_worker(name: bytes) -> bool:
+    return not name.startswith(SEPARATOR.encode())
+
+
 def born(k: GroupKeys) -> Call[int | None]:
     """Ask after which journal entry (packed id) a group began, None if there is none; 0 if that is not known."""
 
