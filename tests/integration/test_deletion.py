@@ -3,8 +3,7 @@
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,32 +11,24 @@ from typing import Any
 import pytest
 
 from imcore import AsyncChat, Chat, Draft
-from imcore.admin import append_only, retention
-from imcore.errors import DatabaseUnavailable, GroupDeleted, GroupUnderWay, ImError, TryAgain, UnknownGroup
+from imcore.admin import append_only
+from imcore.errors import DatabaseUnavailable, GroupDeleted, GroupUnderWay, ImError, UnknownGroup
 from imcore.gateway.fanout import Joined, Left, NewMessage
-from imcore.importer.importer import import_events
 from imcore.model.rows import Batch, GroupRow, MessageRow
 from imcore.model.values import DeletedGroup
-from imcore.operations import creation, deletion
-from imcore.repair import rewriting
-from imcore.repair.apply import mend
+from imcore.operations import deletion
 from imcore.repair.check import check
-from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.sql import deletion as sql_deletion
 from imcore.sql.database import Database
-from imcore.streams import dead_letters
 from imcore.streams.client import RedisClient
 from tests.helpers.deadline import wait_until
-from tests.helpers.dying import bury_the_dead
+from tests.helpers.deletions import GID, UIDS, assert_gone, talk
 from tests.helpers.persist_runs import new_persist
 from tests.helpers.processes import PythonProcess
 from tests.helpers.rows import stored
-from tests.helpers.snapshot import Snapshot
 from tests.helpers.workers import persist, run_workers
 
-GID = "team"
-UIDS = ["ann", "bob", "cy"]
 MOST_COMMANDS = 6_000
 """A step may run this many commands: these take the server less than 10 ms."""
 
@@ -60,43 +51,6 @@ def chat(chat: Chat) -> Chat:
         chat.create_group(gid, UIDS)
     run_workers(chat)
     return chat
-
-
-def talk(chat: Chat, gid: str = GID, messages: int = 20) -> None:
-    sent = chat.send_many(
-        gid, [Draft(UIDS[number % 3], f"message {number}", f"c{number}") for number in range(messages)]
-    )
-    first = sent[0]
-    assert not isinstance(first, ImError)
-    chat.ack("bob", gid)
-    chat.recall(gid, first.msgid, by="ann")
-    chat.add_members(gid, ["dan"])
-    chat.remove_members(gid, ["cy"])
-
-
-def assert_gone(chat: Chat, gid: str = GID) -> None:
-    """Neither side has anything of it, and nothing differs."""
-    assert not [key for key in chat.system.client.driver.keys("*") if key.endswith(f":{gid}".encode())]
-    assert gid not in {each for uid in UIDS for each in chat.groups_of(uid)}
-    assert gid not in stored(chat.system.database).gids
-    assert list(check(chat.system)) == []
-    assert list(dead_letters.list_dead(chat.system.client)) == []
-
-
-def begin_and_die(chat: Chat, gid: str = GID) -> None:
-    """Hide a group; the process dies with the next step."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sql_deletion, "begin", _die)
-        patch.setattr("imcore.streams.calls.repair_calls.release", _die)
-        with pytest.raises(ZeroDivisionError):
-            chat.delete_group(gid)
-    locks = chat.system.client.space.group(gid).group_locks
-    holder = chat.system.client.query("HGET", locks, gid).decode().split()[0]
-    chat.system.client.execute_once("HSET", locks, gid, f"{holder} 1 5000")
-
-
-def _die(*_: object, **__: object) -> None:
-    raise ZeroDivisionError
 
 
 class TestSessions:
@@ -250,190 +204,6 @@ class TestWorkers:
 
 def _deleting(chat: Chat) -> str:
     return chat.system.client.space.deleting(chat.system.client.space.partition_of(GID))
-
-
-class TestBeside:
-    @contextmanager
-    def each_step(self, what: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-        """Do something after each step of a deletion in the block."""
-        monkeypatch.setattr(deletion, "ROWS", 10)
-        monkeypatch.setattr(deletion, "SPANS", 2)
-        steps: list[int] = []
-        delete = deletion.delete_group
-
-        def on_progress(done: int) -> None:
-            steps.append(done)
-            what()
-
-        with monkeypatch.context() as patch:
-            patch.setattr(deletion, "delete_group", lambda gid: delete(gid, on_progress=on_progress))
-            yield steps
-
-    def test_check_finds_nothing_meanwhile(self, chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-        talk(chat)
-        run_workers(chat)
-        with self.each_step(lambda: self.sound(other), monkeypatch) as steps:
-            chat.delete_group(GID)
-        assert len(steps) > 6
-        assert_gone(chat)
-
-    def sound(self, chat: Chat) -> None:
-        assert list(check(chat.system)) == []
-        assert list(check(chat.system, repair=True)) == []
-
-    def test_a_check_that_begins_before_it(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-        talk(chat)
-        run_workers(chat)
-        deleted: list[object] = []
-        from imcore.repair import compare  # noqa: PLC0415
-
-        look = compare._look
-
-        def look_and_delete(*args: Any) -> Any:
-            seen = look(*args)
-            if not deleted:
-                deleted.append(chat.delete_group(GID))
-                return {gid: [compare.Difference("text", "a", "b")] for gid in seen if gid == GID} | {
-                    gid: each for gid, each in seen.items() if gid != GID
-                }
-            return seen
-
-        monkeypatch.setattr(compare, "_look", look_and_delete)
-        assert list(check(chat.system)) == []
-        assert deleted
-
-    def test_a_rebuild_in_between(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Given a group whose deletion has begun
-        talk(chat)
-        run_workers(chat)
-        begin_and_die(chat)
-
-        # When Redis is rebuilt, which has its data
-        rebuild(chat.system, yes=True)
-        with pytest.raises(UnknownGroup):
-            chat.group(GID)
-        persist(chat)
-        assert_gone(chat)
-
-    @pytest.mark.parametrize("rows", [10**6, 3])
-    def test_a_rebuild_after_redis_was_lost(self, chat: Chat, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Given a deletion that died over the rows in SQL
-        monkeypatch.setattr(deletion, "ROWS", rows)
-        talk(chat)
-        run_workers(chat)
-        with monkeypatch.context() as patch:
-            patch.setattr("imcore.streams.calls.deletion_calls.spans", _die)
-            patch.setattr("imcore.streams.calls.repair_calls.release", _die)
-            if rows == 3:
-                patch.setattr(deletion, "_delete_rows", self.some_rows)
-            with pytest.raises(ZeroDivisionError):
-                chat.delete_group(GID)
-
-        # When Redis is lost, and rebuilt
-        chat.system.client.driver.flushdb()
-        assert rebuild(chat.system).groups == 1
-
-        # Then the group is not back, and its gid is free
-        assert_gone(chat)
-        assert chat.create_group(GID, ["ann"]).messages == 0
-        run_workers(chat)
-        assert list(check(chat.system)) == []
-
-    @staticmethod
-    def some_rows(lock: Any, begun: Any, _: object) -> Any:
-        yield from deletion.BeginDeletion(lock.k.gid, begun.entry)
-        yield from deletion.DeleteRows(lock.k.gid, begun.entry, 3)
-        raise ZeroDivisionError
-
-    @pytest.mark.parametrize("how", ["worker", "check"])
-    @pytest.mark.parametrize("is_anew", [False, True])
-    def test_a_redis_from_before_it(self, chat: Chat, how: str, is_anew: bool) -> None:
-        # Given a Redis that comes back as it was before the deletion
-        talk(chat)
-        run_workers(chat)
-        before = Snapshot.of(chat.system.client.driver)
-        chat.delete_group(GID)
-        if is_anew:
-            chat.create_group(GID, ["ann", "eve"])
-            chat.send(GID, "anew", sender_uid="eve")
-        chat.send("other", "hi", sender_uid="ann")
-        run_workers(chat)
-        before.restore(chat.system.client.driver)
-
-        # When a worker looks, or an operator
-        if how == "check":
-            for _ in range(2):
-                list(check(chat.system, repair=True))
-        else:
-            bury_the_dead(chat)
-            persist(chat)
-
-        # Then there is no such group, or the new one
-        if is_anew:
-            assert [member.uid for member in chat.members(GID)] == ["ann", "eve"]
-            assert [tally.message.content for tally in chat.status(GID)] == ["anew"]
-        else:
-            assert GID not in [group.gid for group in chat.groups()]
-            assert GID not in stored(chat.system.database).gids
-        assert list(check(chat.system)) == []
-
-    def test_a_repair_of_it_does_nothing(self, chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-        talk(chat)
-        run_workers(chat)
-        with self.each_step(lambda: mend(other.system, GID), monkeypatch):
-            chat.delete_group(GID)
-        assert_gone(chat)
-
-    def test_a_rewrite_of_it_ends(self, chat: Chat, other: Chat) -> None:
-        talk(chat)
-        with pytest.raises((TryAgain, UnknownGroup)):
-            rewriting.rewrite(chat.system.client, GID, on_step=lambda: _once(other, GID))
-        run_workers(chat)
-        assert_gone(chat)
-
-    def test_trims_sends_and_acks(self, chat: Chat, other: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-        talk(chat)
-        run_workers(chat)
-
-        def everything() -> None:
-            retention.trim(other.system, keep_messages=0)
-            for refused in (
-                lambda: other.send(GID, "hi", sender_uid="ann"),
-                lambda: other.ack("ann", GID),
-                lambda: other.add_members(GID, ["fay"]),
-                lambda: other.create_group(GID, ["fay"]),
-            ):
-                with pytest.raises((UnknownGroup, GroupUnderWay)):
-                    refused()
-            other.receipts("ann")
-            run_workers(other)
-
-        monkeypatch.setattr(creation, "_PATIENCE_S", 0.0)
-        with self.each_step(everything, monkeypatch):
-            chat.delete_group(GID)
-        assert_gone(chat)
-
-    def test_an_import_makes_it_anew(self, chat: Chat) -> None:
-        # Given a file that speaks in the group, which is deleted in the midst
-        line = b'{"type": "message", "time": "2026-01-01T00:00:00Z", "gid": "team", "uid": "ann", "content": "x", '
-        lines = [line + b'"client_msgid": "%d"}' % number for number in range(60)]
-
-        def feed() -> Iterator[bytes]:
-            for number, each in enumerate(lines):
-                if number == 30:
-                    chat.delete_group(GID)
-                yield each
-
-        summary = import_events(chat, feed(), on_error=lambda *_: pytest.fail("no error"), on_progress=lambda _: None)
-        assert summary.errors == 0
-        run_workers(chat)
-        assert list(check(chat.system)) == []
-        assert list(dead_letters.list_dead(chat.system.client)) == []
-
-
-def _once(chat: Chat, gid: str) -> None:
-    if gid in [group.gid for group in chat.groups()]:
-        chat.delete_group(gid)
 
 
 class TestKills:
