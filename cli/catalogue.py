@@ -25,7 +25,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("demo", "Play the whole story on a throw-away stack, and check it."),
     },
     "Chat": {
-        "group": ("chat", "Create and list groups; add, remove and show members."),
+        "group": ("group", "Create, list and delete groups; add, remove and show members."),
         "send": ("chat", "Send a message to a group."),
         "dm": ("chat", "Send a message to one person."),
         "pull": ("chat", "Show what a member has not acked, oldest first."),

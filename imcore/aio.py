@@ -72,6 +72,7 @@ class AsyncChat:
     create_group = _awaited(Chat.create_group)
     add_members = _awaited(Chat.add_members)
     remove_members = _awaited(Chat.remove_members)
+    delete_group = _awaited(Chat.delete_group)
     group = _awaited(Chat.group)
     groups = _iterated(Chat.groups)
     members = _iterated(Chat.members)

@@ -11,6 +11,7 @@ from imcore.gateway.options import SessionOptions
 from imcore.gateway.request import StartMode
 from imcore.model.values import (
     Ack,
+    DeletedGroup,
     Delivery,
     Draft,
     Group,
@@ -23,7 +24,7 @@ from imcore.model.values import (
     Tally,
     Unread,
 )
-from imcore.operations import groups, history, messages, positions, queries, sessions, tallies
+from imcore.operations import deletion, groups, history, messages, positions, queries, sessions, tallies
 from imcore.operations.performer import Performer
 from imcore.settings import Settings
 from imcore.system import System
@@ -84,6 +85,15 @@ class Chat:
     def remove_members(self, gid: str, uids: Iterable[str]) -> Group:
         """End memberships. What a leaver had read stays read. A uid that is no member is ignored."""
         return self.performer.perform(groups.remove_members(gid, uids))
+
+    def delete_group(self, gid: str) -> DeletedGroup:
+        """Delete a group, its messages and all receipts, in Redis and in SQL; return how many messages it had.
+
+        From the first step on there is no such group for anybody. A process that dies, or an error after that, leaves
+        the rest to the same call again, or to a worker. A new group may have the gid once all is gone. Raise TryAgain
+        while the group is created, repaired or deleted by another process; DatabaseUnavailable, DatabaseNotReady.
+        """
+        return self.performer.perform(deletion.delete_group(gid))
 
     def group(self, gid: str) -> Group:
         """Return what a group is now."""

@@ -20,6 +20,7 @@ from imcore.model.rows import Batch, BookmarkRow, ConfirmRow, GroupRow, MoveRow,
 from imcore.msgid import NONE
 from imcore.repair.rewriting import Rewriting
 from imcore.settings import Settings
+from imcore.sql import deletion
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
 from imcore.streams.events import (
@@ -80,6 +81,8 @@ class Persist:
         self._member_counts: dict[str, int] = {}
         """Of the groups that the entries in hand create, by gid."""
         self._next = 0.0
+        self._deletions: dict[str, int] = {}
+        """The entries of the deletions of the groups in hand, by gid."""
 
     def step(self) -> int:
         """Handle one batch, waiting a moment for it; return how many entries are handled.
@@ -125,6 +128,7 @@ class Persist:
     def _persist(self, entries: Sequence[Entry]) -> int:
         items = [WorkItem(entry) for entry in entries]
         fetch(self._client, self._database, items)
+        self._forget_deleted(items)
         for item in items:
             if isinstance(item.entry.event, Malformed):
                 item.problem = item.entry.event.reason
@@ -137,6 +141,14 @@ class Persist:
         self._count(written)
         self._journal.done(written)
         return len(written) + sum(self._journal.fail(item.entry, item.problem) for item in items if item.problem)
+
+    def _forget_deleted(self, items: Sequence[WorkItem]) -> None:
+        """Forget what is about deleted groups. A deletion is known here before anything of its group leaves Redis."""
+        gids = {item.gid for item in items if item.gid is not None}
+        self._deletions = {gid: each.entry for gid, each in deletion.known(self._database, gids).items()}
+        for item in items if self._deletions else ():
+            if item.gid is not None and item.entry.version <= self._deletions.get(item.gid, 0):
+                item.forget()
 
     def _count(self, written: Sequence[Entry]) -> None:
         """Count the messages of entries that are in SQL now, by the millisecond in which they were sent."""
@@ -171,6 +183,7 @@ class Persist:
         try:
             batch = batch_of(items)
             batch.marks = marks
+            batch.known_deletions = self._deletions
             self._database.write(batch)
         except DatabaseRejected as error:
             if len(items) == 1:
@@ -196,6 +209,8 @@ def batch_of(items: Sequence[WorkItem]) -> Batch:
     delivered: Positions = {}
     for item in items:
         event = item.entry.event
+        if item.is_void:
+            continue
         if isinstance(event, Sent):
             _add_messages(item.messages, batch, offsets)
         elif isinstance(event, Acked):

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 
 from imcore import msgid as msgids
-from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable, ImError, TryAgain
+from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable, ImError, TryAgain, UnknownGroup
 from imcore.metrics import WorkerMetrics
 from imcore.operations.effects import raised
 from imcore.settings import Settings
+from imcore.sql import deletion
 from imcore.sql.database import Database
-from imcore.streams.calls import receipt_calls
+from imcore.streams.calls import deletion_calls, receipt_calls
 from imcore.streams.calls.journal_calls import CoalescingCounts
 from imcore.streams.calls.receipt_calls import Segment, TallyChange
 from imcore.streams.client import RedisClient
@@ -150,7 +151,9 @@ class ReceiptsWorker:
                 for digest in batches(own, LONGEST_DIGEST):
                     digests.append(receipt_calls.publish_receipts(self._client.space, gid, sender_uid, digest))
                     self._digests.append((gid, sender_uid, [change.msgid for change in digest]))
-        self._client.call_many(digests)
+        for published in self._client.call_each(digests):
+            if not isinstance(published, UnknownGroup):  # it was deleted just now
+                raised(published)
         return failed
 
     def _publish_positions(self, entries: Iterable[Entry]) -> None:
@@ -173,8 +176,18 @@ class ReceiptsWorker:
                 concerns_all = isinstance(error, TryAgain | ConfigurationError)
                 if concerns_all and not isinstance(error, _SQL_AWAY):
                     raise
-                changes[gid] = error
+                changes[gid] = self._unless_deleted(gid, error)
         return changes
+
+    def _unless_deleted(self, gid: str, error: ImError) -> list[TallyChange] | ImError:
+        """Return the error of a group, or that no tally has changed, as the group was deleted."""
+        if not isinstance(error, UnknownGroup):
+            return error
+        try:
+            is_deleted = any(self._client.call_many(deletion_calls.deleting(self._client.space, [gid])))
+            return [] if is_deleted or deletion.known(self._database, [gid]) else error
+        except _SQL_AWAY as away:
+            return away
 
     def _all_pages(self, gid: str, wanted: list[Segment], page: receipt_calls.TallyChanges) -> list[TallyChange]:
         """Return the changes of a first page and the pages after it, with those of trimmed messages from SQL."""

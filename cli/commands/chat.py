@@ -1,4 +1,4 @@
-"""Groups and their members; sending, pulling, confirming, recalling, and asking who has read what.
+"""Sending, pulling, confirming, recalling, and asking who has read what.
 
 They act for a user, whose local database they keep up to date.
 """
@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imcore.cli import output, records
-from imcore.cli.app import CommandGroup, Invocation, command, confirm, standard_input, yes_option
-from imcore.cli.catalogue import COMMANDS
+from imcore.cli.app import Invocation, command, confirm, standard_input, yes_option
 from imcore.cli.names import name, peer_in, to_gid
 from imcore.device.local_database import LocalDatabase, Outgoing, path_of, try_out
 from imcore.errors import InvalidInput, LocalDatabaseError, TryAgain
 from imcore.model.meta import from_text, size_of
 from imcore.model.records import record_of, status_record, tally_record, with_peers
-from imcore.model.values import Draft, Group, Message
+from imcore.model.values import Draft, Message
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
@@ -296,54 +295,3 @@ def _show_stored(run: Invocation, chat: "Chat", uid: str, message: "Message") ->
         output.flush()
     except output.OutputError as error:
         raise output.OutputError(f"{message.msgid} is stored, but {error}") from error
-
-
-group = CommandGroup("group", help=COMMANDS["group"][1], example="im group create team ann bob\nim group show team")
-
-
-@command("create", of=group, example="im group create team ann bob cleo")
-@click.argument("gid")
-@click.argument("uids", metavar="[UID]...", nargs=-1)
-def create(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
-    """Create a group. The same group with the same members again changes nothing."""
-    with run.chat() as chat:
-        _show_count(run, chat.create_group(gid, uids))
-
-
-@command("add", of=group, example="im group add team dora emil")
-@click.argument("gid")
-@click.argument("uids", metavar="UID...", nargs=-1, required=True)
-def add(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
-    """Let users join a group. Members stay as they are."""
-    with run.chat() as chat:
-        _show_count(run, chat.add_members(gid, uids))
-
-
-@command("remove", of=group, example="im group remove team emil\nim group remove team emil --yes")
-@click.argument("gid")
-@click.argument("uids", metavar="UID...", nargs=-1, required=True)
-@yes_option
-def remove(run: Invocation, gid: str, uids: tuple[str, ...], yes: bool) -> None:
-    """Let members leave a group. What they had read stays read."""
-    confirm(f"Remove {', '.join(map(name, uids))} from {name(gid)}?", yes=yes)
-    with run.chat() as chat:
-        _show_count(run, chat.remove_members(gid, uids))
-
-
-@command("list", of=group, example="im group list")
-def list_(run: Invocation) -> None:
-    """List all groups, by gid."""
-    with run.chat() as chat:
-        run.show(map(record_of, chat.groups()), records.GROUP_COLUMNS)
-
-
-@command("show", of=group, example="im group show team")
-@click.argument("gid")
-def show(run: Invocation, gid: str) -> None:
-    """Show the members of a group, by uid: their offset, what they have not read, and who is online."""
-    with run.chat() as chat:
-        run.show(map(record_of, chat.members(gid)), records.MEMBER_COLUMNS)
-
-
-def _show_count(run: Invocation, changed: Group) -> None:
-    run.show([{"gid": changed.gid, "members": changed.members}], ("gid", "members"))

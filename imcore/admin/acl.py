@@ -52,7 +52,8 @@ _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
 }
 """Commands of the functions for users' calls, by the kinds of keys on which they run."""
 
-_USER_KEYS = dict.fromkeys(kind for kinds in _USER_COMMANDS for kind in kinds)
+_USER_KEYS = dict.fromkeys([*(kind for kinds in _USER_COMMANDS for kind in kinds), "deleting"])
+"""The kinds of keys of these functions; they only read `deleting`."""
 
 _CHANGES = (
     *("fcall", "hset", "rpush", "sadd", "spublish", "srem", "xadd", "xgroup|create", "xgroup|destroy", "xgroup|setid"),
@@ -65,10 +66,14 @@ _MAINTENANCE = (
 )
 """Further commands for journals, digests, retention and repair."""
 
+_OF_DELETED_GROUPS = (
+    *("meta", "acked", "joined", "left", "recalled", "idempotency_newer", "ahead", "ahead_acked", "bookmarks"),
+)
+"""The kinds of keys that nobody but a deletion removes."""
+
 _REPLACEMENTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("own_unacked", "rebuilt", "shadow"): ("del", "unlink"),
-    ("stream",): ("unlink",),
-    ("idempotency_older",): ("unlink",),
+    ("idempotency_older", "stream", *_OF_DELETED_GROUPS): ("unlink",),
     ("version",): ("set",),
 }
 """Commands that delete or replace a whole key: a worker may run them on some kinds of keys only."""
@@ -84,7 +89,18 @@ _OF_RQ = (
 """The keys of rq: all commands that are not dangerous, on these keys only."""
 
 _ONE_PER_PARTITION = {
-    *("journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "unnotified", "rewrites"),
+    *(
+        "journal",
+        "groups",
+        "online",
+        "online_ms",
+        "version",
+        "rebuilt",
+        "creating",
+        "unnotified",
+        "rewrites",
+        "deleting",
+    ),
 }
 """Kinds with one key per partition. All others have one per gid or uid."""
 

@@ -4,7 +4,7 @@ Every row has a key. Rows of one key merge to the same row in any order and any 
 and no writer needs to know what has been written before.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -141,9 +141,18 @@ class Batch:
     confirms: list[ConfirmRow] = field(default_factory=list)
     bookmarks: list[BookmarkRow] = field(default_factory=list)
     marks: list[WatermarkRow] = field(default_factory=list)
+    known_deletions: Mapping[str, int] | None = None
+    """The deletions of groups of these rows that the writer knows: a packed entry by gid. Nothing is written if there
+    are others by now. None: the writer has made sure of that in another way."""
 
     def __len__(self) -> int:
-        return sum(len(getattr(self, each.name)) for each in fields(self))
+        return sum(len(rows) for each in fields(self) if isinstance(rows := getattr(self, each.name), list))
+
+    @property
+    def gids(self) -> list[str]:
+        gids = [row.gid for row in self.groups] + [row.gid for row in self.messages]
+        others = (self.spans, self.moves, self.bookmarks)
+        return sorted({*gids, *(row.gid for rows in others for row in rows)})
 
     def merged(self) -> "Batch":
         """Return the same with every key once, in order of key: so writers never deadlock. Moves are folded."""
@@ -155,6 +164,7 @@ class Batch:
             confirms=_merge(self.confirms, 2, _merged_confirm),
             bookmarks=_merge(self.bookmarks, 2, _newer_bookmark),
             marks=_merge(self.marks, 2, max),
+            known_deletions=self.known_deletions,
         )
 
 

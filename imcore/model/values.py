@@ -48,6 +48,14 @@ class HistoryPage:
 
 
 @dataclass(frozen=True, slots=True)
+class DeletedGroup:
+    """A group that is gone, and how many messages it had."""
+
+    gid: str
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """A chat group: how many members and messages it has. `last_msgid` is None while it has no message."""
 

@@ -16,7 +16,7 @@ from itertools import chain
 from imcore import msgid as msgids
 from imcore.errors import TryAgain
 from imcore.model.rows import Batch, GroupRow, SpanRow, WatermarkRow
-from imcore.repair import locks, window
+from imcore.repair import deletion, locks, window
 from imcore.repair.bookmarks import Bookmarks
 from imcore.repair.desired import PAGE, Planner, client_msgids, oldest_client_msgid, paged, trimmed_own
 from imcore.repair.diff import described_span
@@ -85,6 +85,9 @@ def mend(
     `lock` is the caller's on the partition, if it has one. Raise TryAgain if somebody else mends it all the time, or if
     members join and leave too fast.
     """
+    if deletion.begun(system, [gid]):
+        return Mended()
+    deletion.end(system, gid)
     partition = system.client.space.partition_of(gid)
     if lock is None:
         with PartitionLock(system, partition, wait_s=locks.LOCK_MS / 1000 + 1) as own:
@@ -94,8 +97,10 @@ def mend(
     for _ in range(TRIES):
         lock.renew()
         [group_lock] = locks.take(system, [gid])
-        is_done = False
+        is_done = bool(deletion.begun(system, [gid]))
         try:
+            if is_done:
+                return total
             done, left = _Attempt(system, group_lock, since, lock, is_older=is_older or lost_all).run(left)
             total = total.plus(done)
             if not left and left is not None:

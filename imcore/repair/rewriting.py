@@ -14,7 +14,7 @@ from itertools import chain
 from imcore.errors import ImError, TryAgain
 from imcore.streams.calls import repair_calls, rewrite_calls
 from imcore.streams.calls.repair_calls import GroupLock
-from imcore.streams.calls.rewrite_calls import CHANGED, Begun
+from imcore.streams.calls.rewrite_calls import CHANGED, BegunRewrite
 from imcore.streams.client import RedisClient
 from imcore.util.backoff import ThrottledLog
 
@@ -111,7 +111,7 @@ def rewrite(client: RedisClient, gid: str, *, on_step: OnStep = lambda: None) ->
     return True
 
 
-def _steps(client: RedisClient, lock: GroupLock, begun: Begun) -> Iterator[None]:
+def _steps(client: RedisClient, lock: GroupLock, begun: BegunRewrite) -> Iterator[None]:
     """Take the steps of a rewrite, one after the other."""
     before, entries = -1, 0
     while before != entries:

@@ -18,7 +18,7 @@ from imcore.repair.compare import differences, oldest_of
 from imcore.repair.locks import PartitionLock
 from imcore.repair.state import highest_offset
 from imcore.repair.window import gids_of, lost_watermarks, now_ms, rebuild_token
-from imcore.sql import queries
+from imcore.sql import deletion, queries
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.repair_calls import NEVER
 from imcore.system import System
@@ -60,7 +60,8 @@ def reconcile(system: System, partition: int) -> Mended:
 
 def raise_journals(system: System, partitions: Iterable[int], watermarks: Iterable[int]) -> None:
     """Let later entries have ids above these watermarks and all that SQL knows, also where the clock is behind."""
-    latest = max(queries.newest_change(system.database, until=highest_offset(0, now_ms())), *watermarks, 0)
+    known = queries.newest_change(system.database, until=highest_offset(0, now_ms()))
+    latest = max(known, deletion.newest(system.database), *watermarks, 0)
     space = system.client.space
     system.client.call_many([repair_calls.journal(space, p, id_above(latest)) for p in partitions])
 

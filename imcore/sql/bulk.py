@@ -3,19 +3,23 @@
 Every conflict clause keeps a maximum, a minimum or a union, so writes commute and may be repeated.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from imcore import msgid as msgids
+from imcore.errors import GroupDeleted
 from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow, WatermarkRow
 from imcore.sql.moves import ADD_LINE, line_of
 from imcore.sql.tables import reach
+from imcore.util.batches import batches
 
 TimeForm = Callable[[int], object]
 """Turns milliseconds since 1970 into the driver's form of a timestamp."""
 
 _Row = TypeVar("_Row", bound=tuple[Any, ...])
+
+_GIDS_AT_ONCE = 500
 
 WATERMARK = "stored"
 """The prefix of watermarks in imcore_meta: see `watermark_name`."""
@@ -52,6 +56,21 @@ def by_table(batch: Batch) -> Iterator[tuple[BulkTable[Any], list[Any]]]:
     ):
         if rows:
             yield table, rows
+
+
+def check_deletions(batch: Batch, rows_of: Callable[[str, tuple[str, ...]], Iterable[tuple[str, int]]]) -> None:
+    """Raise GroupDeleted if the groups of a batch have other deletions than its writer knows.
+
+    Call it in the transaction that writes the batch. `rows_of` runs a statement with its values.
+    """
+    if batch.known_deletions is None:
+        return
+    for gids in batches(batch.gids, _GIDS_AT_ONCE):
+        names = ", ".join("?" for _ in gids)
+        statement = f"SELECT gid, entry FROM deleted_groups WHERE gid IN ({names})"  # noqa: S608 (only question marks)
+        for gid, entry in rows_of(statement, tuple(gids)):
+            if batch.known_deletions.get(gid) != entry:
+                raise GroupDeleted(f"group {gid!r} was deleted just now")
 
 
 UPDATES: tuple[tuple[str, Callable[[Batch], list[tuple[object, ...]]]], ...] = (

@@ -178,6 +178,20 @@ class ChatGroup(Stored, table=True):
     created_at: datetime = Field(sa_type=UtcTime)
 
 
+class GroupDeletion(Stored, table=True):
+    """A group that was deleted: journal entries up to `entry` (packed id) say nothing about a group of that gid.
+
+    Until `is_done`, all rows of the gid are of the deleted group.
+    """
+
+    __tablename__ = "deleted_groups"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    gid: str = Field(sa_type=NAME, primary_key=True)
+    entry: int = Field(sa_type=BigInteger)
+    is_done: bool
+
+
 class SystemMeta(Stored, table=True):
     """Facts about the data as a whole, like the number of partitions."""
 
@@ -222,3 +236,4 @@ BOOKMARKS: Table = Stored.metadata.tables["bookmarks"]
 OFFSET_MOVES: Table = Stored.metadata.tables["offset_moves"]
 META: Table = Stored.metadata.tables["imcore_meta"]
 CHAT_GROUPS: Table = Stored.metadata.tables["chat_groups"]
+DELETED_GROUPS: Table = Stored.metadata.tables["deleted_groups"]

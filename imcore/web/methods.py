@@ -242,6 +242,12 @@ async def remove_members(caller: Caller, *, gid: str, uids: list[str]) -> Any:
     return _size(await caller.chat.remove_members(gid, uids))
 
 
+@method(ref("DeletedGroup"), ordered=True, server_only=True)
+async def delete_group(caller: Caller, *, gid: str) -> Any:
+    """Delete a group, its messages and all receipts. Its members are told that they left."""
+    return record_of(await caller.chat.delete_group(gid))
+
+
 @method({"type": "object", "properties": {"token": {"type": "string"}}, "required": ["token"]}, demo_only=True)
 async def demo_token(caller: Caller, *, uid: str) -> Any:
     """Return a token for a user of the demo (`im up --web`)."""

@@ -66,6 +66,7 @@ SCHEMAS: dict[str, Schema] = {
     "Ack": _object({"gid": _TEXT, "uid": _TEXT, "last_ack_msgid": _or_null(_TEXT), "advanced": _FLAG}),
     "Group": _object({"gid": _TEXT, "members": _COUNT, "messages": _COUNT, "last_msgid": _or_null(_TEXT)}),
     "GroupSize": _object({"gid": _TEXT, "members": _COUNT}),
+    "DeletedGroup": _object({"gid": _TEXT, "messages": _COUNT}),
     "Member": _object({**_POSITION, "uid": _TEXT, "online": _FLAG}),
     "HistoryPage": _object({"messages": list_of(MESSAGE), "older": _FLAG, "newer": _FLAG}),
     "Connected": _object(

@@ -228,6 +228,20 @@ def test_a_forbidden_recall_changes_nothing(settings: Settings) -> None:
         assert [each.message.content for each in chat.status("team")] == ["one", "two"]
 
 
+@pytest.mark.usefixtures("admin")
+def test_only_a_worker_may_delete_a_group(settings: Settings) -> None:
+    run_bursts(as_user(settings, WORKER), "persist")
+    with connect(settings, GATEWAY) as chat:
+        talk(chat)
+        run_bursts(as_user(settings, WORKER), "persist", "receipts")
+        with pytest.raises(ConfigurationError, match="im acl"):
+            chat.delete_group("team")
+        assert chat.group("team").messages == 10
+    with connect(settings, WORKER) as chat:
+        assert chat.delete_group("team").messages == 10
+        assert chat.groups_of("ann") == ["dm:3:ann:bob", "other"]
+
+
 def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:
     # Given a worker that has been there
     run_bursts(as_user(settings, WORKER), "persist")

@@ -27,6 +27,7 @@ NAMES = {
     "group_spans": "gid uid joined_msgid left_msgid changed acked_msgid delivered_msgid",
     "bookmarks": "gid uid joined_msgid private_msgid mark_msgid changed",
     "offset_moves": "msgid entry start reach gid uids",
+    "deleted_groups": "gid entry is_done",
     "chat_groups": "gid created_at",
     "imcore_meta": "name value",
     "imcore_version": "version_num",

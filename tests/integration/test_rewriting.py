@@ -83,9 +83,9 @@ def recall_secrets(chat: Chat, count: int = 3) -> None:
 class TestBeside:
     @pytest.fixture
     def chat(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Chat:
-        """A group of 60 with 150 messages, of which two are recalled; steps are small."""
+        """A group of 200 with 150 messages, of which two are recalled; steps are small."""
         monkeypatch.setattr(rewriting, "PAGE", 20)
-        chat.create_group(GID, ["ann", *(f"user{number}" for number in range(60))])
+        chat.create_group(GID, ["ann", *(f"user{number}" for number in range(200))])
         recall_secrets(chat, 2)
         chat.send_many(GID, [Draft(f"user{number % 60}", f"message {number}") for number in range(150)])
         return chat
@@ -99,14 +99,14 @@ class TestBeside:
             other.ack(uid, GID)  # their offsets move with what they send
 
         def something() -> None:
-            uid = f"user{chance.randrange(70)}"
+            uid = f"user{chance.randrange(220)}"
             caught_up = f"user{chance.randrange(1, 4)}"
             what: Callable[[], object] = chance.choice(
                 [
                     lambda: sent.append(other.send(GID, f"by {uid}", sender_uid=uid)),
                     lambda: sent.append(other.send(GID, f"by {caught_up}", sender_uid=caught_up)),
                     lambda: other.ack(uid, GID, chance.choice(sent).msgid),
-                    lambda: other.ack_many(GID, [(f"user{n}", chance.choice(sent).msgid) for n in range(0, 60, 7)]),
+                    lambda: other.ack_many(GID, [(f"user{n}", chance.choice(sent).msgid) for n in range(0, 200, 17)]),
                     lambda: [other.ack(f"user{number}", GID) for number in range(1, 4)],
                     lambda: other.add_members(GID, [uid]),
                     lambda: other.remove_members(GID, [uid]),

@@ -12,7 +12,7 @@ from imcore import msgid as msgids
 from imcore.model.values import Group
 from imcore.streams import wire
 from imcore.streams.calls.call import Call, checked, or_empty
-from imcore.streams.keys import CONFIG, Keyspace
+from imcore.streams.keys import CONFIG, REBUILDING, Keyspace
 
 MembersCall = Callable[[Keyspace, str, Sequence[str]], Call[Group]]
 """A builder for a change of members: these uids, in this group."""
@@ -94,6 +94,14 @@ def being_created(space: Keyspace) -> list[Call[list[str]]]:
     return [Call("", (), ("HKEYS", space.creating(p)), wire.texts) for p in range(space.partitions)]
 
 
+def hidden(space: Keyspace) -> list[Call[list[str]]]:
+    """Ask which groups nobody sees, though users list them: they are being created or deleted, in each partition."""
+    deleting: list[Call[list[str]]] = [
+        Call("", (), ("HKEYS", space.deleting(p)), wire.texts) for p in range(space.partitions)
+    ]
+    return [*being_created(space), *deleting]
+
+
 def position(space: Keyspace, gid: str, uid: str, *, for_others: bool = False) -> Call[Position]:
     """Ask for a member's position; `for_others`: without the bookmark, which only the member may know."""
     keys = _position_keys(space, gid, uid)
@@ -129,6 +137,11 @@ def _position(answer: Any, gid: str, uid: str, msgid: int | None = None) -> Posi
 def dataset() -> Call[str | None]:
     """Answers the name of the data in Redis, or None while Redis has no data."""
     return Call("", (), ("HGET", CONFIG, "dataset"), lambda answer: None if answer is None else str(answer, "utf-8"))
+
+
+def rebuilding() -> Call[bool]:
+    """Ask whether a rebuild of Redis was begun and not ended."""
+    return Call("", (), ("HGET", CONFIG, REBUILDING), lambda token: token is not None)
 
 
 def scan_groups(space: Keyspace, partition: int, cursor: str) -> Call[NamesPage]:

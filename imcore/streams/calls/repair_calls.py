@@ -179,7 +179,8 @@ def swap(
     def decode(answer: Any) -> tuple[int, int] | None:
         return CHANGED if isinstance(answer, bytes) else (int(answer[0]), int(answer[1]))
 
-    keys = (*lock.keys, k.meta, k.stream, k.acked, k.joined, k.journal, k.groups, k.creating, *k.positions)
+    held = (k.creating, k.deleting)
+    keys = (*lock.keys, k.meta, k.stream, k.acked, k.joined, k.journal, k.groups, *held, *k.positions)
     return Call("im_repair_swap", keys, args, decode, k.gid, writes=True)
 
 

@@ -15,7 +15,7 @@ REWRITE = "rewrite:"
 """The beginning of the token of a rewrite. Its lock on a group says nothing about the state of the group."""
 
 
-class Begun(NamedTuple):
+class BegunRewrite(NamedTuple):
     """The state as a rewrite began. `newest` is packed; `lost_entries` are those that the journal had lost."""
 
     last_id: str
@@ -39,15 +39,15 @@ def due(space: Keyspace, partition: int, wait_ms: int, count: int) -> Call[list[
     return Call("im_rewrites_due", (space.rewrites(partition),), (wait_ms, count), wire.texts)
 
 
-def begin(lock: GroupLock) -> Call[Begun | None]:
+def begin(lock: GroupLock) -> Call[BegunRewrite | None]:
     """Begin to rewrite a group; answers None while another process has its lock, or one has died over its repair."""
     k = lock.k
 
-    def decode(answer: Any) -> Begun | None:
+    def decode(answer: Any) -> BegunRewrite | None:
         if isinstance(answer, bytes):
             return None
         last_id, newest, journal_end, lost_entries = answer
-        return Begun(last_id.decode(), int(newest), journal_end.decode(), lost_entries)
+        return BegunRewrite(last_id.decode(), int(newest), journal_end.decode(), lost_entries)
 
     keys = (*lock.keys, k.meta, k.stream, k.journal, k.rewrites)
     return Call("im_rewrite_begin", keys, lock.args, decode, k.gid, writes=True)
@@ -59,7 +59,7 @@ def follow(lock: GroupLock, cursor: str, count: int) -> Call[str]:
     return Call("im_rewrite_follow", keys, (*lock.args, cursor, count), bytes.decode, lock.k.gid, writes=True)
 
 
-def swap(lock: GroupLock, begun: Begun, followed: str) -> Call[str]:
+def swap(lock: GroupLock, begun: BegunRewrite, followed: str) -> Call[str]:
     """Replace the stream with its shadow, if the members follow the journal up to its end.
 
     Answers "" then, CHANGED if the rewrite must begin again, else the id up to which the members follow it now.

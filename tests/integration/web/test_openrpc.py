@@ -63,6 +63,7 @@ def examples(gid: str, msgid: str) -> dict[str, dict[str, object]]:
         "create_group": {"gid": "of openrpc", "uids": ["ann"]},
         "add_members": {"gid": "of openrpc", "uids": ["bob"]},
         "remove_members": {"gid": "of openrpc", "uids": ["bob"]},
+        "delete_group": {"gid": "of openrpc"},
     }
 
 

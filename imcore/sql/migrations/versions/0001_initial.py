@@ -1,4 +1,4 @@
-"""Messages, spans, bookmarks, offset moves, groups and facts; the views group_users and msg_acks."""
+"""Messages, spans, bookmarks, offset moves, groups, deleted groups and facts; the views group_users and msg_acks."""
 
 from alembic import op
 
@@ -49,6 +49,8 @@ _STATEMENTS = """
         gid {name} NOT NULL, uids TEXT NOT NULL, PRIMARY KEY (gid, reach, msgid, entry, start)) {options};
     {moves_index};
     CREATE TABLE chat_groups (gid {name} NOT NULL, created_at {time} NOT NULL, PRIMARY KEY (gid)) {options};
+    CREATE TABLE deleted_groups (
+        gid {name} NOT NULL, entry BIGINT NOT NULL, is_done BOOLEAN NOT NULL, PRIMARY KEY (gid)) {options};
     CREATE TABLE imcore_meta (name {name} NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name)) {options};
     CREATE VIEW group_users AS
         SELECT gid, uid, NULLIF(acked_msgid, 0) AS last_ack_msgid,
@@ -77,5 +79,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     for view in ("msg_acks", "group_users"):
         op.execute(f"DROP VIEW {view}")
-    for table in ("imcore_meta", "chat_groups", "offset_moves", "bookmarks", "group_spans", "group_msgs"):
+    tables = ("imcore_meta", "deleted_groups", "chat_groups", "offset_moves", "bookmarks", "group_spans", "group_msgs")
+    for table in tables:
         op.drop_table(table)
