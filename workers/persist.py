@@ -208,16 +208,8 @@ def batch_of(items: Sequence[WorkItem]) -> Batch:
     offsets: Positions = {}
     delivered: Positions = {}
     for item in items:
-        event = item.entry.event
-        if item.is_void:
-            continue
-        if isinstance(event, Sent):
-            _add_messages(item.messages, batch, offsets)
-        elif isinstance(event, Acked):
-            _add_moves(event, item.entry.version, batch, offsets)
-        elif isinstance(event, Delivered):
-            _add_delivered(event, delivered)
-        else:
+        if not item.is_void:
+            _add_positions(item, batch, offsets, delivered)
             _add_rows(item, batch)
     for spans in offsets.keys() | delivered.keys():
         gid, joined, uids = spans
@@ -225,6 +217,16 @@ def batch_of(items: Sequence[WorkItem]) -> Batch:
         ahead = arrived if arrived > acked else None
         batch.spans += (SpanRow(gid, uid, joined, None, 0, acked, ahead) for uid in uids)
     return batch
+
+
+def _add_positions(item: WorkItem, batch: Batch, offsets: Positions, delivered: Positions) -> None:
+    event = item.entry.event
+    if isinstance(event, Sent):
+        _add_messages(item.messages, batch, offsets)
+    elif isinstance(event, Acked):
+        _add_moves(event, item.entry.version, batch, offsets)
+    elif isinstance(event, Delivered):
+        _add_delivered(event, delivered)
 
 
 def _add_delivered(event: Delivered, positions: Positions) -> None:
