@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TypeVar
 
 from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput, NotMember, UnknownGroup
@@ -14,10 +13,8 @@ from imcore.operations.queries import MessagesAfter, MessagesAroundForeign, Mess
 from imcore.streams.calls import group_calls, message_calls
 from imcore.streams.calls.call import Call, Trimmed, error_of
 from imcore.streams.calls.group_calls import Position
-from imcore.streams.calls.message_calls import AckResult, AckTarget, DeliveryTarget, split_targets
+from imcore.streams.calls.message_calls import AckResult, AckTarget, DeliveryTarget, Target, split_targets
 from imcore.streams.keys import Keyspace
-
-Target = TypeVar("Target", AckTarget, DeliveryTarget)
 
 _Builder = Callable[[Keyspace, str, Sequence[Target]], Call[list[AckResult]]]
 

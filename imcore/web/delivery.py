@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from imcore import msgid as msgids
 from imcore.errors import ImError
-from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, ReceiptsChanged
+from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, PositionMoved, ReceiptsChanged
 from imcore.metrics import WebMetrics
 from imcore.model.records import record_of
 from imcore.web import jsonrpc
@@ -71,6 +71,8 @@ def frame_text(event: "Event") -> bytes:
             return jsonrpc.notification("message", record_of(event.message))
         case ReceiptsChanged():
             return jsonrpc.notification("receipts", {"receipts": [receipt_record(each) for each in event.receipts]})
+        case PositionMoved():
+            return jsonrpc.notification("position", {"gid": event.gid, "last_ack_msgid": event.last_ack_msgid})
         case Gap():
             return jsonrpc.notification(
                 "gap", {"gid": event.gid, "from_msgid": event.from_msgid, "to_msgid": event.to_msgid}
