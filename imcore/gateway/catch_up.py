@@ -1,10 +1,9 @@
 """Catching up: which sessions follow which groups, and pulls for those that are behind. No I/O."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all
-from imcore.gateway.ack_sender import AckSender
 from imcore.gateway.channels import Channels
 from imcore.gateway.cursor import Cursor, ResumePoint
 from imcore.gateway.delivery_queue import DeliveryQueue
@@ -44,7 +43,8 @@ class CatchUp:
     _space: Keyspace
     _channels: Channels
     _deliveries: DeliveryQueue
-    _acks: AckSender
+    _forget_acks: Callable[[Sequence[Session], str], None]
+    """Called for sessions that get messages of a group again."""
     _receipt_delivery: ReceiptDelivery
     _own_positions: OwnPositions
     _page_bytes: int
@@ -125,7 +125,7 @@ class CatchUp:
             session.resume_points[gid] = None
         else:
             return
-        self._acks.forget([session], gid)
+        self._forget_acks([session], gid)
         self._deliveries.retract(session, gid)
 
     def pushed(self, subscribers: GroupSubscribers, msgid: int, message: Message) -> None:

@@ -2,14 +2,17 @@
 
 import reprlib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from imcore import msgid as msgids
 from imcore.errors import InvalidInput
-from imcore.gateway.core import Core
 from imcore.gateway.fanout import Session
 from imcore.gateway.options import GatewayOptions, check_client_acks
 from imcore.model.limits import check_handed_over, check_msgid, check_receipts
 from imcore.model.values import HistoryPage, Receipt
+
+if TYPE_CHECKING:
+    from imcore.gateway.core import Core
 
 
 class Confirmations:

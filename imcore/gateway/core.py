@@ -71,7 +71,7 @@ class Core:
         self._receipts = ReceiptDelivery(space, self.deliveries, log, clock)
         self._positions = OwnPositions(space, self.deliveries, log, clock, acks_all=options.acks == "auto")
         self._catch_up = CatchUp(
-            *(space, self._channels, self.deliveries, self._acks, self._receipts, self._positions),
+            *(space, self._channels, self.deliveries, self._acks.forget, self._receipts, self._positions),
             *(options.page_bytes, log, clock),
         )
         polls = options.receipts == "poll"
@@ -108,9 +108,7 @@ class Core:
             if isinstance(position, Position):
                 session.starts[gid] = start = request.start_in(gid, position)
                 session.resume_points[gid] = ResumePoint(start.begin)
-                self._positions.begin(session, gid, position)
-                if start.begin > position.read:
-                    session.whole_after[gid] = start.begin
+                self._positions.begin(session, gid, start.begin, position)
             elif not isinstance(position, NotMember | UnknownGroup):  # something is wrong in that group alone
                 known = request.after.get(gid)
                 session.resume_points[gid] = None if known is None else ResumePoint(known)
@@ -228,8 +226,8 @@ class Core:
             return False
         cursor = session.cursors.get(gid)
         seq = cursor.seq if cursor and cursor.msgid == msgid else None
-        buffer = self._acks.buffers["delivered"]
-        return buffer.received(gid, session.as_recipients, msgid, seq, self._clock(), since)
+        delivered = self._acks.buffers["delivered"].received
+        return delivered(gid, session.as_recipients, msgid, seq, self._clock(), since)
 
     def fetched(self, session: Session, gid: str, after: int, until: int) -> None:
         """Note that a client has all messages after `after` up to `until` (packed)."""
@@ -322,16 +320,22 @@ class Core:
     def _handle_push(self, owner: ChannelOwner | None, kind: bytes, fields: list[bytes]) -> None:
         if isinstance(owner, GroupSubscribers) and kind in _MESSAGES:
             self._catch_up.pushed(owner, *_MESSAGES[kind](fields))
-        elif isinstance(owner, Inbox) and kind == b"d":
-            if self._options.receipts == "push":
-                self._receipts.pushed(owner, wire.pushed_receipts(fields))
-        elif isinstance(owner, Inbox) and kind == b"p":
-            gid, offset, is_bookmark = wire.pushed_position(fields)
-            self._positions.pushed(owner, gid, offset, is_bookmark=is_bookmark)
-        elif isinstance(owner, Inbox) and kind in _MEMBERSHIPS:
-            self._membership_changed(owner, kind, fields)
+        elif isinstance(owner, Inbox):
+            self._handle_notice(owner, kind, fields)
         elif owner:
             raise ValueError(f"a push of the kind {kind!r}")
+
+    def _handle_notice(self, inbox: Inbox, kind: bytes, fields: list[bytes]) -> None:
+        if kind == b"d":
+            if self._options.receipts == "push":
+                self._receipts.pushed(inbox, wire.pushed_receipts(fields))
+        elif kind == b"p":
+            gid, offset, is_bookmark = wire.pushed_position(fields)
+            self._positions.pushed(inbox, gid, offset, is_bookmark=is_bookmark)
+        elif kind in _MEMBERSHIPS:
+            self._membership_changed(inbox, kind, fields)
+        else:
+            raise ValueError(f"a notice of the kind {kind!r}")
 
     def _membership_changed(self, inbox: Inbox, kind: bytes, fields: list[bytes]) -> None:
         gid = wire.text(fields[0])

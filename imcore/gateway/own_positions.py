@@ -40,8 +40,10 @@ class OwnPositions(DelayQueue[Session]):
         self._deliveries = deliveries
         self._acks_all = acks_all
 
-    def begin(self, session: Session, gid: str, position: Position) -> None:
-        """Note what a session knows that begins. Its start has the offset."""
+    def begin(self, session: Session, gid: str, begin: int, position: Position) -> None:
+        """Note what a session knows, and what it leaves out, that begins there. Its start has the offset."""
+        if begin > position.read:
+            session.whole_after[gid] = begin
         if position.private or position.mark:
             session.known_bookmarks[gid] = position.private, position.mark
 
@@ -76,15 +78,7 @@ class OwnPositions(DelayQueue[Session]):
 
     def _fetch(self, sessions: Sequence[Session]) -> Effects[dict[Session, ImError]]:
         """Tell sessions what has moved in their groups; return the errors of some. Others continue."""
-        by_group: dict[str, dict[str, list[Session]]] = {}
-        size = 0
-        for session in sessions:
-            if size > CURSORS_PER_STEP:
-                self.add([session])
-                continue
-            size += len(session.cursors)
-            for gid in session.cursors:
-                by_group.setdefault(gid, {}).setdefault(session.uid, []).append(session)
+        by_group = self._by_group(sessions)
         parts = [(gid, uids) for gid, of_uid in by_group.items() for uids in batches(of_uid, UIDS_PER_CALL)]
         calls: list[Call[list[OwnPosition | None]]] = [
             group_calls.own_positions(self._space, gid, uids) for gid, uids in parts
@@ -99,6 +93,19 @@ class OwnPositions(DelayQueue[Session]):
                 for uid, position in zip(uids, answer, strict=True):
                     self._compare(asked[uid], gid, position)
         return refused
+
+    def _by_group(self, sessions: Iterable[Session]) -> dict[str, dict[str, list[Session]]]:
+        """Return sessions by group and uid: as many as one step may fetch for. The others wait for the next one."""
+        by_group: dict[str, dict[str, list[Session]]] = {}
+        size = 0
+        for session in sessions:
+            if size > CURSORS_PER_STEP:
+                self.add([session])
+                continue
+            size += len(session.cursors)
+            for gid in session.cursors:
+                by_group.setdefault(gid, {}).setdefault(session.uid, []).append(session)
+        return by_group
 
     def _compare(self, sessions: Iterable[Session], gid: str, position: OwnPosition | None) -> None:
         if position is None:  # the user has left the group meanwhile

@@ -55,10 +55,11 @@ def _checked_ack(ack: tuple[str, str | None]) -> tuple[str, int | None]:
     return check_name(uid, "uid"), None if msgid is None else check_msgid(msgid)
 
 
-def delivered(uid: str, gid: str, msgid: str) -> Effects[Delivery]:
+def delivered(uid: str, gid: str, msgid: str, *, since: int | None = None) -> Effects[Delivery]:
+    """Note that a message has arrived: alone, or with all messages after `since` (packed)."""
     check_name(uid, "uid")
     check_handed_over(gid, "gid")
-    target = DeliveryTarget(check_msgid(msgid), [uid], alone=True)
+    target = DeliveryTarget(check_msgid(msgid), [uid], since or 0, alone=since is None)
     [answer] = yield from _confirm(message_calls.delivered, gid, [target])
     found = raised(answer)
     if found.unsure and (clear := (yield from _clear_in_sql(uid, gid, found, target))):
