@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from itertools import takewhile
 from typing import Literal
 
@@ -40,17 +40,32 @@ class GroupAcks:
 
     def targets(self) -> list[DeliveryTarget]:
         """Return the newest message of each recipient. The recipients of one message are one target."""
-        by_target = grouped(((msgid, since), recipients) for (recipients, since), msgid in self._newest().items())
         targets = []
-        for (msgid, since), same in by_target.items():
+        for msgid, since, same in self._newest_first():
             uids = tuple(dict.fromkeys(uid for recipients in same for uid in self._uids(recipients)))
             if uids:
                 targets.append(DeliveryTarget(msgid, uids, since, seq=self.seqs.get(msgid)))
         return targets
 
+    def _newest_first(self) -> Iterator[tuple[int, int, list[Recipients]]]:
+        """Yield messages, since when they were confirmed, and the recipients whose newest they are."""
+        seen: set[object] = set()
+        for msgid in sorted(self.messages, reverse=True):
+            holders = self.messages[msgid]
+            if self.kind == "delivered":
+                pairs = [(since, each) for each, since in holders.items() if (since, each) not in seen]
+                seen.update(pairs)
+                for since, same in grouped(pairs).items():
+                    yield msgid, since, same
+            elif new := [each for each in holders if each not in seen]:
+                seen.update(new)
+                yield msgid, 0, new
+
     def again(self, msgids: Collection[int], refused: Collection[int]) -> "GroupAcks":
         """Return the acks of those whose newest message is one of these or refused, without the refused ones."""
-        concerned = {each for (each, _), msgid in self._newest().items() if msgid in msgids or msgid in refused}
+        concerned = {
+            each for msgid, _, same in self._newest_first() if msgid in msgids or msgid in refused for each in same
+        }
         again = self._like()
         for msgid, recipients in self.messages.items():
             if msgid not in refused and (same := concerned.intersection(recipients)):
@@ -59,12 +74,13 @@ class GroupAcks:
 
     def take_read(self, acks: "GroupAcks") -> "GroupAcks":
         """Take out, and return, the confirmations of recipients who have read as far, as other acks say."""
-        newest = {recipients: msgid for (recipients, _), msgid in acks._newest().items()}
+        newest = {each: msgid for msgid, _, same in acks._newest_first() for each in same}
         taken = self._like()
         for msgid, recipients in list(self.messages.items()):
             if read := {each: since for each, since in recipients.items() if newest.get(each, -1) >= msgid}:
                 taken.messages[msgid] = read
-                self.messages[msgid] = {each: since for each, since in recipients.items() if each not in read}
+                for each in read:
+                    del recipients[each]
         return taken
 
     def only(self, uids: Collection[str]) -> "GroupAcks":
@@ -77,19 +93,15 @@ class GroupAcks:
 
     def note_private(self, uids: Collection[str]) -> None:
         """Note of the sessions of some users that what they ack stays private."""
-        for recipients in self._newest():
-            for session in recipients[0].sessions:
-                session.acks_privately = session.acks_privately or session.uid in uids
+        for recipients in self.messages.values():
+            for session in (session for each in recipients for session in each.sessions if session.uid in uids):
+                session.acks_privately = True
 
     def _like(self) -> "GroupAcks":
         """Return acks of the same kind that have no messages yet."""
         like = GroupAcks(self.gid, 0.0, self.kind)
         like.shared, like.ended, like.seqs = self.shared, self.ended, self.seqs
         return like
-
-    def _newest(self) -> dict[tuple[Recipients, int], int]:
-        """Return the newest message that recipients have confirmed without gaps since a position."""
-        return {(each, since): msgid for msgid in sorted(self.messages) for each, since in self.messages[msgid].items()}
 
     def _uids(self, recipients: Recipients) -> tuple[str, ...]:
         return (recipients.without(self.ended[recipients]) if recipients in self.ended else recipients).uids
@@ -159,6 +171,8 @@ class AckBuffer:
         return is_earlier
 
     def next_due(self) -> float:
+        if not self._waiting and not self._requeued:
+            return math.inf
         self._pop_taken()
         full = self._full[0][0] if self._full else math.inf
         return min(full, self._requeued_due, self._in_order[0].due if self._in_order else math.inf)

@@ -38,7 +38,7 @@ class Confirmations:
         """
         if (gid, msgid) != self._checked:
             self._check(gid, msgid)
-        if self._core and self._core.received(session, gid, self._packed, private=private):
+        if self._core and self._core.received(session, gid, self._packed, private):
             self._notify()
 
     def delivered(self, session: Session, gid: str, msgid: str) -> None:

@@ -67,6 +67,7 @@ class Core:
         self._channels = Channels(space)
         self._log = log = ThrottledLog(clock)
         self._acks = ack_sender(space, options, log, clock)
+        self._public_acks, self._private_acks = self._acks.buffers["read"], self._acks.buffers["private"]
         self._confirmation = ReceiptConfirmation(space, options.ack_interval_s, log, clock)
         self._receipts = ReceiptDelivery(space, self.deliveries, log, clock)
         self._positions = OwnPositions(space, self.deliveries, log, clock, acks_all=options.acks == "auto")
@@ -205,18 +206,17 @@ class Core:
 
     # What clients have received.
 
-    def received(self, session: Session, gid: str, msgid: int, *, private: bool = False) -> bool:
+    def received(self, session: Session, gid: str, msgid: int, private: bool = False) -> bool:
         """Return whether `due` may be earlier than before."""
         if session.sid not in self._sessions:
             return False
         seq = None  # the server looks it up
         cursor = session.cursors.get(gid)
         if cursor and cursor.msgid is not None and cursor.msgid >= msgid:
-            if cursor.msgid == msgid:
-                seq = cursor.seq
+            seq = cursor.seq if cursor.msgid == msgid else None
             if not private and session.known_offsets.get(gid, 0) < msgid:
                 session.known_offsets[gid] = msgid
-        buffer = self._acks.buffers["private" if private else "read"]
+        buffer = self._private_acks if private else self._public_acks
         return buffer.received(gid, session.as_recipients, msgid, seq, self._clock())
 
     def delivered(self, session: Session, gid: str, msgid: int) -> bool:
@@ -245,7 +245,7 @@ class Core:
             self._receive(confirmed)
 
     def _receive(self, events: Iterable[Event]) -> None:
-        now, buffer = self._clock(), self._acks.buffers["read"]
+        now, buffer = self._clock(), self._public_acks
         for event in events:
             if isinstance(event, NewMessage):
                 message = event.message

@@ -117,8 +117,11 @@ class Client:
         if self._is_closed:
             return
         if self._held is None:
-            if frame.message and self._handed:
-                self._handed.sent(frame.message)
+            message, handed = frame.message, self._handed
+            if message is not None and handed is not None:
+                handed.messages[message[0]] = message
+                if not handed.is_watched:
+                    handed.watch()
             self._out.send(frame)
         else:
             self._held.append(frame)

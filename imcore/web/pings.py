@@ -25,59 +25,61 @@ MessageKey = tuple[str, str, int]
 class Handed:
     """The newest message of each group that was sent to a client, and that the client has not confirmed."""
 
-    __slots__ = ("_client", "_number", "_pinged", "_pinged_at", "_pings", "_sent", "is_watched")
+    __slots__ = ("_awaits_pong", "_client", "_number", "_pinged", "_pinged_at", "_pings", "is_watched", "messages")
 
     def __init__(self, client: "Client", pings: "Pings") -> None:
         self._client = client
         self._pings = pings
-        self._sent: dict[str, MessageKey] = {}
-        """By gid, since the last ping."""
+        self.messages: dict[str, MessageKey] = {}
+        """By gid, since the last ping. Whoever adds one calls `watch` unless it is watched."""
         self._pinged: dict[str, MessageKey] = {}
         """By gid, those before a ping whose pong has not come."""
         self._number = 0
         self._pinged_at = -math.inf
+        self._awaits_pong = False
         self.is_watched = False
+        """Whether it is looked at later, or a pong has to come before."""
 
-    def sent(self, message: MessageKey) -> None:
-        self._sent[message[0]] = message
-        if not self.is_watched and not self._pinged:
-            self._pings.watch(self)
+    def watch(self) -> None:
+        self.is_watched = True
+        self._pings.watch(self)
 
     def confirmed(self, gid: str, msgid: str) -> None:
         """Note that the client has a message, and all before it in its group."""
-        for messages in (self._sent, self._pinged):
+        for messages in (self.messages, self._pinged):
             if gid in messages and messages[gid][1] == msgid:
                 del messages[gid]
 
-    def look(self, now: float) -> bool:
-        """Send a ping if something is not confirmed. Return whether to look again later."""
+    def look(self, now: float) -> None:
+        """Send a ping if something is not confirmed, or look again later."""
+        self.is_watched = False
         session = self._client.session
         if session is None:
-            return False
-        self._sent = {gid: message for gid, message in self._sent.items() if not _has_acked(session, gid, message[2])}
-        if not self._sent:
-            return False
+            return
+        news = self.messages.items()
+        self.messages = {gid: message for gid, message in news if not _has_acked(session, gid, message[2])}
+        if not self.messages:
+            return
         if now < self._pinged_at + EVERY_S or not self._client.is_sent:
-            return True
+            self.watch()
+            return
         self._number += 1
-        self._pinged, self._sent, self._pinged_at = self._sent, {}, now
+        self._pinged, self.messages, self._pinged_at = self.messages, {}, now
+        self.is_watched = self._awaits_pong = True
         self._client.socket.ping(_payload(self._number))
-        return False
 
     def ponged(self, payload: bytes, gateway: "AsyncGateway") -> None:
         """Take the payload of a pong: what was sent before the newest ping has arrived."""
         session = self._client.session
-        if session is None or payload != _payload(self._number):
+        if session is None or not self._awaits_pong or payload != _payload(self._number):
             return
-        pinged, self._pinged = self._pinged, {}
+        self._awaits_pong, pinged, self._pinged = False, self._pinged, {}
         for gid, msgid, _ in pinged.values():
             gateway.delivered(session, gid, msgid)
-        if self._sent and not self.is_watched:
-            self._pings.watch(self)
-
-    def clear(self) -> None:
-        """Forget everything: the client is gone."""
-        self._sent, self._pinged = {}, {}
+        if self.messages:
+            self.watch()
+        else:
+            self.is_watched = False
 
 
 class Pings:
@@ -91,7 +93,6 @@ class Pings:
 
     def watch(self, handed: Handed) -> None:
         loop = asyncio.get_running_loop()
-        handed.is_watched = True
         self._due.append((loop.time() + self._delay_s, handed))
         if self._timer is None:
             self._timer = loop.call_later(self._delay_s, self._look)
@@ -101,9 +102,7 @@ class Pings:
         now = loop.time()
         while self._due and self._due[0][0] <= now:
             _, handed = self._due.popleft()
-            handed.is_watched = False
-            if handed.look(now):
-                self.watch(handed)
+            handed.look(now)
         self._timer = loop.call_later(self._tick_s, self._look) if self._due else None
 
 
