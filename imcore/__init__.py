@@ -9,7 +9,17 @@ if TYPE_CHECKING:
     from imcore.chat import Chat
     from imcore.gateway.async_gateway import AsyncGateway
     from imcore.gateway.async_listener import AsyncListener
-    from imcore.gateway.fanout import Event, Gap, Joined, Left, NewMessage, ReceiptsChanged, Session, SessionStart
+    from imcore.gateway.fanout import (
+        Event,
+        Gap,
+        Joined,
+        Left,
+        NewMessage,
+        PositionMoved,
+        ReceiptsChanged,
+        Session,
+        SessionStart,
+    )
     from imcore.gateway.gateway import Gateway
     from imcore.gateway.listener import Listener
     from imcore.model.values import (
@@ -48,6 +58,7 @@ __all__ = [
     "MessageStatus",
     "MessageTally",
     "NewMessage",
+    "PositionMoved",
     "Reader",
     "Receipt",
     "ReceiptsChanged",
@@ -70,8 +81,8 @@ _PLACES = {
     "Settings": "settings",
     "errors": "errors",
     "msgid": "msgid",
-    **dict.fromkeys(("NewMessage", "Event", "ReceiptsChanged", "Gap", "Joined", "Left"), "gateway.fanout"),
-    **dict.fromkeys(("Session", "SessionStart"), "gateway.fanout"),
+    **dict.fromkeys(("Event", "NewMessage", "ReceiptsChanged", "PositionMoved", "Gap"), "gateway.fanout"),
+    **dict.fromkeys(("Joined", "Left", "Session", "SessionStart"), "gateway.fanout"),
 }
 """The modules of what is not in `model.values`; `errors` and `msgid` are modules themselves."""
 

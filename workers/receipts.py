@@ -159,8 +159,8 @@ class ReceiptsWorker:
     def _publish_positions(self, entries: Iterable[Entry]) -> None:
         """Tell the sessions of those who have read where they are now: another device may not know it."""
         calls = [
-            receipt_calls.publish_positions(self._client.space, gid, uids)
-            for gid, readers in readers_by_group(entries).items()
+            receipt_calls.publish_positions(self._client.space, gid, uids, bookmarks=bookmarks)
+            for (gid, bookmarks), readers in readers_by_group(entries).items()
             for uids in batches(readers, POSITIONS_PER_CALL)
         ]
         self._client.call_many(calls)
@@ -265,16 +265,18 @@ def acks_by_group(entries: Iterable[Entry]) -> dict[str, list[Move]]:
     return grouped((event.gid, move) for event in events for move in event.moves)
 
 
-def readers_by_group(entries: Iterable[Entry]) -> dict[str, list[str]]:
-    """Return by group the members who have read, in private or not."""
-    readers: dict[str, dict[str, None]] = {}
+def readers_by_group(entries: Iterable[Entry]) -> dict[tuple[str, bool], list[str]]:
+    """Return the members who have read, by group, and by whether their bookmarks have changed."""
+    readers: dict[str, dict[str, bool]] = {}
     for entry in entries:
         event = entry.event
-        if isinstance(event, Acked | BookmarksSet):
+        if isinstance(event, Acked):
             of_group = readers.setdefault(event.gid, {})
-            for each in event.moves if isinstance(event, Acked) else event.bookmarks:
-                of_group.update(dict.fromkeys(each.uids))
-    return {gid: list(uids) for gid, uids in readers.items()}
+            for move in event.moves:
+                of_group.update((uid, of_group.get(uid, False)) for uid in move.uids)
+        elif isinstance(event, BookmarksSet):
+            readers.setdefault(event.gid, {}).update((uid, True) for each in event.bookmarks for uid in each.uids)
+    return grouped(((gid, bookmark), uid) for gid, uids in readers.items() for uid, bookmark in uids.items())
 
 
 def coalescing_counts(entries: Iterable[Entry], digests: Iterable[Digest]) -> dict[int, CoalescingCounts]:

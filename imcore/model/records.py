@@ -8,6 +8,7 @@ from imcore.model.direct import is_direct, peer_of
 from imcore.model.values import (
     Ack,
     DeletedGroup,
+    Delivery,
     Group,
     LogLine,
     Member,
@@ -31,7 +32,7 @@ _KEYS: dict[type, tuple[str, ...]] = {
 """The keys of the types that have more fields than are shown."""
 _KEYS_IF_SET = ("recalled", "recalls", "meta", "recipients")
 
-Value = Message | LogLine | Group | DeletedGroup | Member | Ack | Receipt | Unread | Tally
+Value = Message | LogLine | Group | DeletedGroup | Member | Ack | Delivery | Receipt | Unread | Tally
 
 
 def record_of(value: Value) -> Record:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TypeVar
 
 from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput, NotMember, UnknownGroup
@@ -14,10 +13,8 @@ from imcore.operations.queries import MessagesAfter, MessagesAroundForeign, Mess
 from imcore.streams.calls import group_calls, message_calls
 from imcore.streams.calls.call import Call, Trimmed, error_of
 from imcore.streams.calls.group_calls import Position
-from imcore.streams.calls.message_calls import AckResult, AckTarget, DeliveryTarget, split_targets
+from imcore.streams.calls.message_calls import AckResult, AckTarget, DeliveryTarget, Target, split_targets
 from imcore.streams.keys import Keyspace
-
-Target = TypeVar("Target", AckTarget, DeliveryTarget)
 
 _Builder = Callable[[Keyspace, str, Sequence[Target]], Call[list[AckResult]]]
 
@@ -58,10 +55,11 @@ def _checked_ack(ack: tuple[str, str | None]) -> tuple[str, int | None]:
     return check_name(uid, "uid"), None if msgid is None else check_msgid(msgid)
 
 
-def delivered(uid: str, gid: str, msgid: str) -> Effects[Delivery]:
+def delivered(uid: str, gid: str, msgid: str, *, since: int | None = None) -> Effects[Delivery]:
+    """Note that a message has arrived: alone, or with all messages after `since` (packed)."""
     check_name(uid, "uid")
     check_handed_over(gid, "gid")
-    target = DeliveryTarget(check_msgid(msgid), [uid], alone=True)
+    target = DeliveryTarget(check_msgid(msgid), [uid], since or 0, alone=since is None)
     [answer] = yield from _confirm(message_calls.delivered, gid, [target])
     found = raised(answer)
     if found.unsure and (clear := (yield from _clear_in_sql(uid, gid, found, target))):

@@ -196,10 +196,13 @@ def pushed_receipts(fields: list[bytes]) -> list[Receipt]:
     return receipts
 
 
-def pushed_position(fields: list[bytes]) -> tuple[str, int]:
-    """Return the gid and the offset (packed) of a push of kind p. Raise ValueError for any other data."""
-    gid, offset = fields
-    return text(gid), int(offset)
+def pushed_position(fields: list[bytes]) -> tuple[str, int, bool]:
+    """Return the gid and the offset (packed) of a push of kind p, and whether what lies beside the offset has changed.
+
+    Raise ValueError for any other data.
+    """
+    gid, offset, is_bookmark = fields
+    return text(gid), int(offset), is_bookmark == b"1"
 
 
 def message_of_row(row: MessageRow) -> Message:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from imcore.web.client import Client
     from imcore.web.hub import Hub
 
+MOST_LISTED = 1000
+"""Members, tallies or receipts in one answer."""
+
 FOR_WHOM = Parameter("uid", {"type": "string"}, is_required=False, default=None)
 """A parameter of every method, for a server's token."""
 
@@ -102,3 +105,7 @@ def ref(name: str) -> Schema:
 
 def list_of(schema: Schema) -> Schema:
     return {"type": "array", "items": schema}
+
+
+def at_most(most: int, limit: int | None) -> int:
+    return most if limit is None else min(limit, most)

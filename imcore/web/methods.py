@@ -11,15 +11,14 @@ from typing import Any, Literal, TypeVar
 
 from imcore.errors import ImError, InvalidInput, NotAllowed, NotMember, UnknownGroup, UnknownMessage
 from imcore.model.records import Record, record_of, status_record, tally_record
-from imcore.model.values import Group, MessageTally, Receipt
+from imcore.model.values import Group, HistoryPage, MessageTally
+from imcore.util.batches import grouped
 from imcore.web.auth import DEMO
-from imcore.web.method import Caller, list_of, method, ref
-from imcore.web.parameters import ReceiptObject
+from imcore.web.method import MOST_LISTED, Caller, at_most, list_of, method, ref
+from imcore.web.position_methods import note_fetched
 
 T = TypeVar("T")
 
-MOST_LISTED = 1000
-"""Members, tallies or messages in one answer."""
 MOST_MESSAGES = 200
 """Messages of a page of history."""
 
@@ -75,42 +74,6 @@ async def send_direct(
     return {**record_of(sent), "recipients": sent.recipients}
 
 
-@method(ref("Ack"), ordered=True, folded=True)
-async def ack(caller: Caller, *, gid: str, msgid: str | None = None) -> Any:
-    """Confirm that everything up to a message was shown, the newest if none is given. Older acks change nothing.
-
-    As a notification it is folded with others and sent some time later; a mistake in it has no answer.
-    """
-    if caller.is_notification and caller.session and msgid is not None:
-        caller.hub.received([caller.session], gid, msgid)
-        return None
-    return record_of(await caller.chat.ack(caller.user, gid, msgid))
-
-
-@method(list_of(ref("Unread")))
-async def unread(caller: Caller) -> Any:
-    """Return how many messages the user has not read, for each group."""
-    return [record_of(each) for each in await caller.chat.unread(caller.user)]
-
-
-@method(list_of(ref("Receipt")))
-async def receipts(caller: Caller, *, limit: int | None = None) -> Any:
-    """Return the receipts of the user's messages that are not confirmed. They come again until they are."""
-    return [
-        receipt_record(each) for each in await caller.chat.receipts(caller.user, limit=_at_most(MOST_LISTED, limit))
-    ]
-
-
-@method(ref("Confirmed"), folded=True)
-async def confirm_receipts(caller: Caller, *, receipts: list[ReceiptObject]) -> Any:
-    """Confirm receipts that were kept. What is not confirmed comes again with the next session."""
-    values = [Receipt(**receipt) for receipt in receipts]
-    if caller.is_notification and caller.session:
-        caller.hub.gateway.confirm_receipts(caller.session, values)
-        return None
-    return {"confirmed": await caller.chat.confirm_receipts(caller.user, values)}
-
-
 @method(list_of(ref("Group")))
 async def groups(caller: Caller) -> Any:
     """Return the user's groups."""
@@ -129,7 +92,9 @@ async def group(caller: Caller, *, gid: str) -> Any:
 @method(list_of(MESSAGE))
 async def pull(caller: Caller, *, gid: str | None = None, limit: int | None = None) -> Any:
     """Return what the user has not acked, oldest first, without gaps; of all groups without a gid."""
-    pulled = await caller.chat.pull(caller.user, gid, limit=_at_most(MOST_MESSAGES, limit))
+    pulled = await caller.chat.pull(caller.user, gid, limit=at_most(MOST_MESSAGES, limit))
+    for messages in grouped((message.gid, message) for message in pulled).values():
+        note_fetched(caller, messages[0].gid, HistoryPage(tuple(messages), older=False, newer=True))
     return [record_of(message) for message in pulled]
 
 
@@ -154,6 +119,7 @@ async def history(
         first_unread=first_unread,
         limit=min(limit, MOST_MESSAGES),
     )
+    note_fetched(caller, gid, page, before=before)
     return {"messages": [record_of(each) for each in page.messages], "older": page.older, "newer": page.newer}
 
 
@@ -255,15 +221,6 @@ async def demo_token(caller: Caller, *, uid: str) -> Any:
     if not isinstance(users, list) or uid not in users:
         raise NotAllowed(f"{uid!r} is no user of a demo that this token is for")
     return {"token": caller.hub.access.demo_token(uid, users)}
-
-
-def _at_most(most: int, limit: int | None) -> int:
-    return most if limit is None else min(limit, most)
-
-
-def receipt_record(receipt: Receipt) -> Record:
-    """Return the object of a receipt, with the version that confirms it."""
-    return {**record_of(receipt), "version": receipt.version}
 
 
 def _without(error: type[ImError], answers: Iterable[T | BaseException]) -> Iterator[T]:

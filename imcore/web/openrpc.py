@@ -44,7 +44,7 @@ _IF_SET: dict[str, Schema] = {
     "recalls": {"type": "string", "description": "the msgid of the message that this tombstone recalls"},
     "meta": {"type": "object"},
 }
-_TALLY: dict[str, Schema] = {"read": _COUNT, "unread": _COUNT}
+_TALLY: dict[str, Schema] = {"read": _COUNT, "unread": _COUNT, "delivered": _COUNT}
 _POSITION: dict[str, Schema] = {"gid": _TEXT, "last_ack_msgid": _or_null(_TEXT), "unread": _COUNT}
 
 SCHEMAS: dict[str, Schema] = {
@@ -57,6 +57,7 @@ SCHEMAS: dict[str, Schema] = {
             **_TALLY,
             "read_by": list_of(_object({"uid": _TEXT, "read_at": _or_null(_TIME)})),
             "unread_by": _TEXTS,
+            "delivered_to": _TEXTS,
         },
         _IF_SET,
     ),
@@ -64,6 +65,8 @@ SCHEMAS: dict[str, Schema] = {
     "Receipt": RECEIPT,
     "Unread": _object({"gid": _TEXT, "unread": _COUNT}),
     "Ack": _object({"gid": _TEXT, "uid": _TEXT, "last_ack_msgid": _or_null(_TEXT), "advanced": _FLAG}),
+    "Delivery": _object({"gid": _TEXT, "uid": _TEXT, "last_delivered_msgid": _or_null(_TEXT), "advanced": _FLAG}),
+    "Marked": _object({"gid": _TEXT, "uid": _TEXT, "unread": _COUNT}),
     "Group": _object({"gid": _TEXT, "members": _COUNT, "messages": _COUNT, "last_msgid": _or_null(_TEXT)}),
     "GroupSize": _object({"gid": _TEXT, "members": _COUNT}),
     "DeletedGroup": _object({"gid": _TEXT, "messages": _COUNT}),
@@ -84,6 +87,10 @@ NOTIFICATIONS: dict[str, tuple[str, Schema]] = {
     "receipts": (
         "Tallies of the user's own messages that have changed; confirm them with `confirm_receipts`.",
         _object({"receipts": list_of(ref("Receipt"))}),
+    ),
+    "position": (
+        "Another device of the user has read a group, or marked messages there: `unread` has the count.",
+        _object({"gid": _TEXT, "last_ack_msgid": _or_null(_TEXT)}),
     ),
     "gap": (
         "The first and the last message that were left out here; `history` has them.",

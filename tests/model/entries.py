@@ -11,6 +11,7 @@ from imcore import Chat
 from imcore.admin import retention, stats
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase
+from imcore.gateway.confirmations import Confirmations
 from imcore.gateway.gateway import Gateway
 from imcore.model import direct
 from imcore.repair import check
@@ -64,7 +65,8 @@ def entries() -> list[Entry]:
 
 def _of_classes() -> Iterator[Entry]:
     for owner in CLASSES:
-        for name, function in vars(owner).items():
+        above = vars(Confirmations) if owner is Gateway else {}
+        for name, function in {**above, **vars(owner)}.items():
             if not name.startswith("_") and not isinstance(function, property):
                 plain = getattr(function, "__func__", function)  # of a class method
                 if callable(plain):

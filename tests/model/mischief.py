@@ -1,7 +1,7 @@
 """What a caller may give for each parameter of a public function: mostly what fits, and often what cannot be."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from imcore.model.direct import gid_of
 from imcore.model.limits import MAX_NAME_BYTES
-from imcore.model.values import Draft, Message, Receipt
+from imcore.model.values import Draft, HistoryPage, Message, Receipt
 
 GIDS = ("#ubuntu", "{0}", "[red]群[/red]")
 UIDS = ("a:b", "%s_", "o'neil", '"{0}"')
@@ -139,6 +139,8 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "limit": limits,
     "around": odd(st.none() | msgids, wrong_types),
     "first_unread": st.booleans(),
+    "private": st.booleans(),
+    "page": odd(known("page"), st.builds(HistoryPage, st.lists(messages, max_size=2).map(tuple), *[st.booleans()] * 2)),
     "session": sessions,
     "receipts": receipts,
     "after": resume_points,
@@ -180,6 +182,7 @@ OF_ONE_ENTRY: dict[str, st.SearchStrategy[Any]] = {
     "Chat.ack_many.acks": odd(
         st.lists(st.tuples(uids, st.none() | msgids).map(list), max_size=4), st.lists(wrong_types, max_size=2)
     ),
+    "Gateway.fetched.before": st.none() | msgids,
     "Chat.history.before": st.none() | msgids,
     "Chat.history.after": st.none() | msgids,
     "Chat.gateway.acks": _how_acked,
@@ -207,7 +210,13 @@ def resolved(value: Any, lookup: Lookup) -> Any:
         return {name: resolved(each, lookup) for name, each in value.items()}
     if type(value) is tuple:
         return tuple(resolved(each, lookup) for each in value)
-    if isinstance(value, Receipt | Message):
-        changed = {name: resolved(getattr(value, name), lookup) for name in ("gid", "msgid")}
-        return type(value)(**{**{name: getattr(value, name) for name in value.__slots__}, **changed})
+    if isinstance(value, Receipt | Message | HistoryPage):
+        return _resolved_value(value, lookup)
     return value
+
+
+def _resolved_value(value: Receipt | Message | HistoryPage, lookup: Lookup) -> Any:
+    if isinstance(value, HistoryPage):
+        return replace(value, messages=resolved(value.messages, lookup))
+    changed = {name: resolved(getattr(value, name), lookup) for name in ("gid", "msgid")}
+    return type(value)(**{**{name: getattr(value, name) for name in value.__slots__}, **changed})

@@ -11,7 +11,7 @@ import pytest
 from imcore import msgid, process
 from imcore.admin import acl
 from imcore.cli.catalogue import SHARED_OPTIONS
-from imcore.gateway.core import FOLD_S
+from imcore.gateway.ack_sender import FOLD_S
 from imcore.gateway.options import GatewayOptions
 from imcore.model import limits
 from imcore.operations import creation

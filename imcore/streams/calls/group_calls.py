@@ -55,6 +55,15 @@ class Position(NamedTuple):
         return None if self.seq is None else self.head_seq - self.seq - self.not_unread
 
 
+class OwnPosition(NamedTuple):
+    """A member's offset, and what else only the member may know; see Position."""
+
+    offset: int
+    joined: int
+    private: int
+    mark: int
+
+
 def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
     """Fix the partition count and the dataset id of new data; answers the stored ones."""
     args = (partitions, dataset)
@@ -106,6 +115,16 @@ def position(space: Keyspace, gid: str, uid: str, *, for_others: bool = False) -
     """Ask for a member's position; `for_others`: without the bookmark, which only the member may know."""
     keys = _position_keys(space, gid, uid)
     return Call("im_unread", keys, (uid, int(for_others)), lambda answer: _position(answer, gid, uid), gid)
+
+
+def own_positions(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[list[OwnPosition | None]]:
+    """Ask for the positions of members, for themselves; None for no member."""
+    k = space.group(gid)
+
+    def decode(answer: list[Any]) -> list[OwnPosition | None]:
+        return [None if isinstance(each, bytes) else OwnPosition(*map(int, each)) for each in answer]
+
+    return Call("im_positions", (k.acked, k.joined, k.bookmarks), tuple(uids), decode, gid)
 
 
 def mark(
