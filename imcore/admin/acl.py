@@ -45,6 +45,7 @@ _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("acked", "joined", "ahead", "ahead_acked", "dirty", "sessions", "online"): ("zrem",),
     ("online_ms",): ("get", "set"),
     ("sessions",): ("pexpireat",),
+    ("receipts_off",): ("smismember",),
     ("groups", "groups_of"): ("sadd",),
     ("groups_of",): ("srem",),
     ("own_unacked",): ("lpush", "rpush", "ltrim", "lrem", "unlink"),
@@ -89,18 +90,8 @@ _OF_RQ = (
 """The keys of rq: all commands that are not dangerous, on these keys only."""
 
 _ONE_PER_PARTITION = {
-    *(
-        "journal",
-        "groups",
-        "online",
-        "online_ms",
-        "version",
-        "rebuilt",
-        "creating",
-        "unnotified",
-        "rewrites",
-        "deleting",
-    ),
+    *("journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "unnotified"),
+    *("rewrites", "deleting", "receipts_off"),
 }
 """Kinds with one key per partition. All others have one per gid or uid."""
 

@@ -9,6 +9,7 @@ counts, as it may be the newer one.
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -128,15 +129,10 @@ class Bookmarks:
         self._live = live
         self._bound = bound
         self._rows = {row.uid: row for row in stored}
-        self._damaged = {
-            uid
-            for uid, row in self._rows.items()
-            if not all(0 <= cell <= HIGHEST for cell in row[2:]) or row.changed > latest_change
-        }
+        self._damaged = {uid for uid, row in self._rows.items() if _is_damaged(row, latest_change)}
         self._latest = {uid: row for uid, row in self._rows.items() if uid not in self._damaged}
-        for row in (row for each in changes for row in each.bookmarks.values()):
-            known = self._latest.get(row.uid)
-            self._latest[row.uid] = row if known is None else max(known, row, key=attrgetter("changed"))
+        for row in chain.from_iterable(each.bookmarks.values() for each in changes):
+            self._latest[row.uid] = max(self._latest.get(row.uid, row), row, key=attrgetter("changed"))
         self.uids = {*live, *self._rows, *self._latest}
 
     @property
@@ -169,10 +165,13 @@ class Bookmarks:
         version = latest.changed if latest else 0
         return BookmarkPair(span, text, live.counting(span, offset), is_readable, stored, is_damaged, version)
 
-    def differences(self, span: SpanRow, offset: int) -> Iterator[Difference]:
-        """Yield how the bookmark of a member with this offset differs."""
-        if span.uid in self.uids and not (pair := self.pair(span, offset)).is_sound:
-            yield pair.difference()
+    def differences(self, spans: Iterable[SpanRow], offsets: Mapping[str, int]) -> Iterator[Difference]:
+        """Yield how the bookmarks differ of members with these spans; Redis has these offsets, by uid."""
+        open_spans = (span for span in spans if span.left_msgid is None and span.uid in self.uids)
+        members = {span.uid: span for span in open_spans}
+        pairs = (self.pair(span, offsets[uid]) for uid, span in members.items() if uid in offsets)
+        yield from (pair.difference() for pair in pairs if not pair.is_sound)
+        yield from self._strangers(members)
 
     def orders(self, members: Mapping[str, SpanRow], newest: int, version: int, *, is_older: bool) -> BookmarkOrders:
         """Return what to do for these members, whose rows have the offsets of Redis; see `BookmarkPair.desired`."""
@@ -188,13 +187,17 @@ class Bookmarks:
                 orders.marks[uid] = desired.mark
         return orders
 
-    def strangers(self, members: Iterable[str]) -> Iterator[Difference]:
+    def _strangers(self, members: Iterable[str]) -> Iterator[Difference]:
         """Yield the bookmarks of users who are no members, and rows of such users that no row can be like."""
         others = self.uids.difference(members)
         for uid in sorted(others & self._live.keys()):
             yield of_span(uid, f"bookmark of {uid!r}", _described_text(self._live[uid]), "not a member")
         for uid in sorted(others & self._damaged):
             yield of_span(uid, f"row of the bookmark of {uid!r}", NOTHING, UNREADABLE)
+
+
+def _is_damaged(row: BookmarkRow, latest_change: int) -> bool:
+    return row.changed > latest_change or not all(0 <= cell <= HIGHEST for cell in row[2:])
 
 
 def _described_text(text: str | None) -> str:

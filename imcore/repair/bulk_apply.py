@@ -80,11 +80,7 @@ class BulkApply:
         sound = [gid for gid in self._gids if gid not in self._contradicting]
         answers = self._client.call_many([self._swap(gid) for gid in sound])
         done = [gid for gid, answer in zip(sound, answers, strict=True) if answer is not repair_calls.CHANGED]
-        for gid in done:
-            self._add_spans(gid)
-        if done:
-            self._add_rest(done)
-        self._flush()
+        self._add_beside(done)
         return set(done)
 
     def _make_receipts_due(self, gids: set[str]) -> None:
@@ -136,6 +132,13 @@ class BulkApply:
         corrections.set_bookmarks(self._database, gid, wanted.in_sql, wanted.gone)
         for orders in batches(wanted.in_redis, PAGE):
             self._later(repair_calls.bookmarks(self._locks[gid], orders))
+
+    def _add_beside(self, gids: Sequence[str]) -> None:
+        for gid in gids:
+            self._add_spans(gid)
+        if gids:
+            self._add_rest(gids)
+        self._flush()
 
     def _add_rest(self, gids: Sequence[str]) -> None:
         """Restore client_msgids, recalls, and own messages past the offset."""

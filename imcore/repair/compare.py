@@ -1,7 +1,7 @@
 """Compares whole groups while the system runs: reads both sides within a window, and holds them against each other."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import filterfalse
 
@@ -22,7 +22,7 @@ from imcore.streams.calls.repair_calls import NEVER
 from imcore.streams.client import CHUNK
 from imcore.streams.journal import one_line
 from imcore.system import System
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
 ROUNDS = 10
 """The most comparisons of a group that changes meanwhile."""
@@ -226,43 +226,40 @@ class GroupComparison:
 
     def _own(self, messages: MessageDiff) -> dict[str, list[int]]:
         """Return the own messages of all who may have some past their offset."""
-        own: dict[str, list[int]] = {}
-        trimmed, recalled = self._meta.trimmed, self._backlog.recalled
-        if trimmed:
-            for _, uid, msgid in queries.own_unread(self._database, [self._gid], until=trimmed):
-                own.setdefault(uid, []).append(msgid)
-            for row in self._backlog.bookmarks.values():  # SQL does not know their marks yet
-                if 0 < row.mark_msgid < trimmed:
-                    after = min(own.get(row.uid, [trimmed + 1])[0] - 1, row.mark_msgid)
-                    own[row.uid] = queries.own_after(self._database, self._gid, row.uid, after=after, until=trimmed)
-            own = {uid: [msgid for msgid in sent if msgid not in recalled] for uid, sent in own.items()}
+        trimmed = self._meta.trimmed
+        own = self._trimmed_own(trimmed) if trimmed else {}
         for uid, sent in messages.own.items():
             own.setdefault(uid, []).extend(msgid for msgid in sent if msgid > trimmed)
         return own
+
+    def _trimmed_own(self, trimmed: int) -> dict[str, list[int]]:
+        rows = queries.own_unread(self._database, [self._gid], until=trimmed)
+        own = grouped((uid, msgid) for _, uid, msgid in rows)
+        for row in self._backlog.bookmarks.values():  # SQL does not know their marks yet
+            if 0 < row.mark_msgid < trimmed:
+                after = min(own.get(row.uid, [trimmed + 1])[0] - 1, row.mark_msgid)
+                own[row.uid] = queries.own_after(self._database, self._gid, row.uid, after=after, until=trimmed)
+        return {uid: [msgid for msgid in sent if msgid not in self._backlog.recalled] for uid, sent in own.items()}
 
     def _spans(self, own: dict[str, list[int]] | None) -> Iterator[Difference]:
         spans = SpanDiff(self._is_impossible)
         offsets = window.followers(self._client, self._k.stream)
         bookmarks = self._bookmarks()
-        members = set()
+        members: dict[str, int] = {}
         for batch in batches(filterfalse(is_empty, self._desired_spans()), CHUNK):
             listed = self._listed([row.uid for row in batch if row.left_msgid is None])
             for row, span in zip(batch, self._scores(batch), strict=True):
                 yield from spans.compare(row, span)
                 if row.left_msgid is None and span.acked is not None:
-                    members.add(row.uid)
                     is_listed, listed_own = listed[row.uid]
+                    members[row.uid] = span.acked
                     yield from spans.member(row, span.acked, offsets.pop(row.uid, None), is_listed=is_listed)
-                    if bookmarks:
-                        yield from bookmarks.differences(row, span.acked)
                     if own is not None:
                         floor = own_floor(span.acked, bookmarks.marks(row.uid).mark) if bookmarks else span.acked
                         yield from diff.of_own(row.uid, floor, list(map(int, listed_own)), own.get(row.uid, []))
-        for uid, offset in offsets.items():
-            yield diff.of_span(uid, f"consumer group of {uid!r}", diff.described_offset(offset), MISSING)
         if bookmarks:
-            yield from bookmarks.strangers(members)
-        yield from self._strangers(spans)
+            yield from bookmarks.differences(self._desired_spans(), members)
+        yield from self._strangers(spans, offsets)
 
     def _bookmarks(self) -> Bookmarks | None:
         """Return the bookmarks of both sides, None if there are none."""
@@ -291,8 +288,10 @@ class GroupComparison:
         own = self._client.query_many([("LRANGE", k.own_unacked(uid), 0, -1) for uid in uids])
         return {uid: (bool(is_listed), msgs) for uid, is_listed, msgs in zip(uids, listed, own, strict=True)}
 
-    def _strangers(self, spans: SpanDiff) -> Iterator[Difference]:
-        """Yield what Redis has and SQL has not."""
+    def _strangers(self, spans: SpanDiff, offsets: Mapping[str, int]) -> Iterator[Difference]:
+        """Yield what Redis has and SQL has not; `offsets` are those of its consumer groups that are left over."""
+        for uid, offset in offsets.items():
+            yield diff.of_span(uid, f"consumer group of {uid!r}", diff.described_offset(offset), MISSING)
         k, everyone = self._k, len(spans.known)
         sets = {
             "acked": (k.acked, everyone),

@@ -86,20 +86,22 @@ class Changes:
             left = event.left if isinstance(event, SpanEnded) else None
             self.add_span(SpanRow(event.gid, event.uid, event.joined, left, entry.version, event.joined))
         elif isinstance(event, Acked | Delivered):
-            self.moves += event.moves
-            for joined, _, to, uids in event.moves:
-                positions = (to, None) if isinstance(event, Acked) else (joined, to)
-                for uid in uids:
-                    self.add_span(SpanRow(event.gid, uid, joined, None, 0, *positions))
+            self._add_moves(event)
         elif isinstance(event, BookmarksSet):
             for joined, private, mark, uids in event.bookmarks:
                 self._add_bookmarks(BookmarkRow(event.gid, uid, joined, private, mark, entry.version) for uid in uids)
 
+    def _add_moves(self, event: Acked | Delivered) -> None:
+        self.moves += event.moves
+        for joined, _, to, uids in event.moves:
+            positions = (to, None) if isinstance(event, Acked) else (joined, to)
+            for uid in uids:
+                self.add_span(SpanRow(event.gid, uid, joined, None, 0, *positions))
+
     def _add_bookmarks(self, rows: Iterable[BookmarkRow]) -> None:
         for row in rows:
-            known = self.bookmarks.get(row.uid)
-            if known is None or known.changed <= row.changed:
-                self.bookmarks[row.uid] = row
+            known = self.bookmarks.get(row.uid, row)
+            self.bookmarks[row.uid] = row if known.changed <= row.changed else known
             self.uids.add(row.uid)
 
     def add_span(self, row: SpanRow) -> None:

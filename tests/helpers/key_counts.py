@@ -16,7 +16,7 @@ KINDS = frozenset(
         *("journal", "groups", "group_locks", "creating", "unnotified", "rewrites", "deleting", "version"),
         *("online", "online_ms", "dead", "failures", "coalescing", "watermarks", "rebuilt"),
         *("own_unacked", "groups_of", "dirty", "sessions", "config", "lease", "withdrawn"),
-        *("ahead", "ahead_acked", "bookmarks"),
+        *("ahead", "ahead_acked", "bookmarks", "receipts_off"),
     )
 )
 """The kinds of all keys: the word after the partition, or after `im:` without one."""

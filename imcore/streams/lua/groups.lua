@@ -222,7 +222,7 @@ define_for_group('im_leave', ALLOW_OOM, function(keys, args, seq, last)
       redis.call('ZREM', joined, uid)
       add_closed_span(acked, joined, left, uid, from, last, offset)
       close_ahead(keys[7], keys[8], uid, uid .. SEP .. from, last, offset)
-      if redis.call('HEXISTS', keys[9], uid) == 1 then
+      if redis.call('HGET', keys[9], uid) then
         change_bookmark(keys[9], from, uid, 0, 0, records)
       end
       remove_member(stream, uid, keys[4 + 2 * i], keys[5 + 2 * i], args[1])
