@@ -23,7 +23,7 @@ from imcore.sql import deletion as sql_deletion
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
 from tests.helpers.deadline import wait_until
-from tests.helpers.deletions import GID, UIDS, assert_gone, talk
+from tests.helpers.deletions import GID, UIDS, assert_gone, begin_and_die, talk
 from tests.helpers.persist_runs import new_persist
 from tests.helpers.processes import PythonProcess
 from tests.helpers.rows import stored

@@ -18,7 +18,7 @@ from imcore.repair.check import check
 from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.streams import dead_letters
-from tests.helpers.deletions import GID, UIDS, assert_gone, die, talk
+from tests.helpers.deletions import GID, UIDS, assert_gone, begin_and_die, die, talk
 from tests.helpers.dying import bury_the_dead
 from tests.helpers.rows import stored
 from tests.helpers.snapshot import Snapshot
