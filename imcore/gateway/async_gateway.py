@@ -143,6 +143,11 @@ class AsyncGateway(Confirmations):
             self._core.resume(session)
             self._notify()
 
+    async def send_acks(self, session: Session) -> None:
+        refusal: TryAgain | None = await _to_its_end(self._run(lambda core: core.flush([session])))
+        if refusal:
+            raise refusal
+
     @property
     def ack_calls(self) -> int:
         return self._core.ack_calls if self._core else 0
@@ -219,13 +224,14 @@ class AsyncGateway(Confirmations):
         finally:
             self._turn.release()
 
-    async def _run(self, operation: Callable[[Core], Effects[Any] | None]) -> None:
-        """Run an operation of the core when none is in progress."""
+    async def _run(self, operation: Callable[[Core], Effects[Any] | None]) -> Any:
+        """Run an operation of the core when none is in progress; return its answer."""
         async with self._turn:
             if self._core:  # else the gateway was closed meanwhile
                 self._pass_on(self._core)
                 if effects := operation(self._core):
-                    await self._perform(effects)
+                    return await self._perform(effects)
+        return None
 
     def _pass_on(self, core: Core) -> None:
         """Pass on all that has come: else an ack could pass over an earlier message."""

@@ -156,7 +156,7 @@ class Core:
         self._heartbeat.end_soon(ending)
         try:
             if not self._scheduler.is_waiting:
-                return (yield from self._flush(ending))
+                return (yield from self.flush(ending))
         finally:
             self._forget(ending)
         return RedisUnavailable("Redis did not answer a moment ago")
@@ -164,9 +164,9 @@ class Core:
     def close(self) -> Effects[TryAgain | None]:
         """End all sessions, and those whose end had to wait. Return why that could not be done."""
         yield from self.end(list(self._sessions.values()))
-        return (yield from self._flush(None))
+        return (yield from self.flush(None))
 
-    def _flush(self, sessions: Collection[Session] | None) -> Effects[TryAgain | None]:
+    def flush(self, sessions: Collection[Session] | None) -> Effects[TryAgain | None]:
         """Send the acks and confirmations of these sessions or of all, and all ends. Return the first refusal."""
         uids = None if sessions is None else {session.uid for session in sessions}
         parts = (self._acks.flush(sessions), self._confirmation.flush(uids), self._heartbeat.flush())
@@ -230,7 +230,7 @@ class Core:
         return delivered(gid, session.as_recipients, msgid, seq, self._clock(), since)
 
     def fetched(self, session: Session, gid: str, after: int, until: int) -> None:
-        """Note that a client has all messages after `after` up to `until` (packed)."""
+        """Note that a client has all messages after a position up to another one (packed)."""
         if after < session.whole_after.get(gid, 0) <= until:
             session.whole_after[gid] = after
 

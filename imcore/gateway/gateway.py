@@ -162,6 +162,15 @@ class Gateway(Confirmations):
         if self._core:
             self._core.resume(session)
 
+    def send_acks(self, session: Session) -> None:
+        """Send at once what the client of a session has confirmed, as before a mark that must come after it.
+
+        Raise TryAgain if some of it has to wait; it is kept. For the thread of the gateway.
+        """
+        refusal = self._perform(self._core.flush([session])) if self._core else None
+        if refusal:
+            raise refusal
+
     @property
     def ack_calls(self) -> int:
         """The calls that have sent acks since the first session. Each acks one group, for any number of users."""

@@ -44,6 +44,7 @@ async def delivered(caller: Caller, *, gid: str, msgid: str) -> Any:
 @method(ref("Marked"), ordered=True)
 async def mark_unread(caller: Caller, *, gid: str, msgid: str) -> Any:
     """Mark a message, one of the newest 100, and all later ones unread, for the user alone. Receipts stay."""
+    await _send_acks(caller)  # an earlier one would remove the mark if it came later
     return _marked(caller, await caller.chat.mark_unread(caller.user, gid, msgid))
 
 
@@ -84,6 +85,13 @@ def note_fetched(caller: Caller, gid: str, page: HistoryPage, *, before: str | N
 def receipt_record(receipt: Receipt) -> Record:
     """Return the object of a receipt, with the version that confirms it."""
     return {**record_of(receipt), "version": receipt.version}
+
+
+async def _send_acks(caller: Caller) -> None:
+    """Send what the client has confirmed before. Raise TryAgain if that has to wait."""
+    if caller.session:
+        caller.hub.acks.flush()
+        await caller.hub.gateway.send_acks(caller.session)
 
 
 def _marked(caller: Caller, position: Unread) -> Record:

@@ -125,6 +125,9 @@ class FakeGateway:
     def fetched(self, session: Session, gid: str, page: HistoryPage, *, before: str | None = None) -> None:
         self.fetches.append((session.uid, gid, before))
 
+    async def send_acks(self, session: Session) -> None:
+        self.calls.append(("send_acks", session.uid))
+
     def confirm_receipts(self, session: Session, receipts: Iterable[object]) -> None:
         self.calls += [("confirm", session.uid) for _ in receipts]
 

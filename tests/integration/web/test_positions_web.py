@@ -152,10 +152,13 @@ def test_private_acks_and_marks_are_for_the_user_alone(web: WebServer, chat: Cha
                 wait_until, lambda: {each.gid: each.unread for each in chat.unread("ann")}[gid] == 0
             )
             assert chat.tally(gid, second).read == 0
+            await one.notify("ack", gid=gid, msgid=second, private=True)  # it is sent before the mark is set
             answer = await one.call("mark_unread", gid=gid, msgid=second)
             assert answer == {"gid": gid, "uid": "ann", "unread": 1}
             for client in (one, two):
                 await client.until(lambda told=client: {"gid": gid, "last_ack_msgid": None} in told.notices("position"))
+            await asyncio.sleep(0.3)
+            assert {"gid": gid, "unread": 1} in await one.call("unread")
             assert await one.call("unmark", gid=gid) == {"gid": gid, "uid": "ann", "unread": 0}
             answer = await one.call("ack", gid=gid, msgid=first, private=True)
             assert (answer["last_ack_msgid"], answer["advanced"]) == (None, False)
