@@ -28,6 +28,8 @@ MEMBER_COLUMNS = ("uid", "last_ack_msgid", "unread", "online")
 ACK_COLUMNS = ("gid", "uid", "last_ack_msgid", "advanced")
 READER_COLUMNS = ("uid", "read", "read_at")
 RECEIPT_COLUMNS = ("gid", "msgid", "read", "unread", "delivered")
+INBOX_COLUMNS = ("gid", "unread", "marked", "time", "sender_uid", "content")
+MARK_COLUMNS = ("gid", "uid", "unread")
 UNREAD_COLUMNS = ("gid", "unread")
 LOG_COLUMNS = ("gid", "time", "sender_uid", "content", "state")
 

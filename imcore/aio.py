@@ -96,6 +96,7 @@ class AsyncChat:
     mark_unread = _awaited(Chat.mark_unread)
     unmark = _awaited(Chat.unmark)
     unread = _awaited(Chat.unread)
+    inbox = _awaited(Chat.inbox)
 
     status = _awaited(Chat.status)
     tally = _awaited(Chat.tally)

@@ -16,6 +16,7 @@ from imcore.model.values import (
     Draft,
     Group,
     HistoryPage,
+    InboxPage,
     Member,
     Message,
     MessageStatus,
@@ -24,7 +25,7 @@ from imcore.model.values import (
     Tally,
     Unread,
 )
-from imcore.operations import deletion, groups, history, messages, positions, queries, sessions, tallies
+from imcore.operations import deletion, groups, history, inbox, messages, positions, queries, sessions, tallies
 from imcore.operations.performer import Performer
 from imcore.settings import Settings
 from imcore.system import System
@@ -255,6 +256,16 @@ class Chat:
     def unread(self, uid: str) -> list[Unread]:
         """Return what a user has not read in each of their groups, by gid; own messages do not count."""
         return self.performer.perform(positions.unread(uid))
+
+    def inbox(self, uid: str, *, limit: int = 50, after: str | None = None, unread_only: bool = False) -> InboxPage:
+        """Return a page of a user's groups, at most `limit` (1 to 500), and the totals of all their groups.
+
+        The group with the latest message comes first. Messages from before the user joined, recalled ones and
+        tombstones do not count; groups without another one come last, by gid. `after` is the `next` of the page before:
+        a group that has moved up meanwhile does not come again. `unread_only`: only groups with unread messages. Raise
+        InvalidInput.
+        """
+        return self.performer.perform(inbox.inbox(uid, limit=limit, after=after, unread_only=unread_only))
 
     def status(self, gid: str, *, limit: int = 20) -> list[MessageTally]:
         """Return the tallies of the newest messages (0: of all), oldest first."""

@@ -102,14 +102,16 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
             _ack_newest(chat, uid, messages)
 
 
-@command("ack", example="im ack bob team\nim ack bob team 1767225600000-0")
+@command("ack", example="im ack bob team\nim ack bob team 1767225600000-0\nim ack bob team --private")
 @click.argument("uid")
 @click.argument("gid")
 @click.argument("msgid", required=False)
-def ack(run: Invocation, uid: str, gid: str, msgid: str | None) -> None:
+@click.option("--private", is_flag=True, help="For UID alone: less is unread, but the offset stays.")
+def ack(run: Invocation, uid: str, gid: str, msgid: str | None, private: bool) -> None:
     """Without MSGID: up to the newest. An older message than confirmed before changes nothing."""
     with run.chat() as chat:
-        run.show(records.records_for(chat, uid, [chat.ack(uid, to_gid(gid, uid), msgid)]), records.ACK_COLUMNS)
+        confirmed = chat.ack(uid, to_gid(gid, uid), msgid, private=private)
+        run.show(records.records_for(chat, uid, [confirmed]), records.ACK_COLUMNS)
 
 
 @command("unread", example="im unread bob")

@@ -10,6 +10,8 @@ from imcore.model.values import (
     DeletedGroup,
     Delivery,
     Group,
+    InboxEntry,
+    InboxPage,
     LogLine,
     Member,
     Message,
@@ -46,6 +48,31 @@ def record_of(value: Value) -> Record:
 def tally_record(tally: MessageTally) -> Record:
     counts = {"read": tally.read, "unread": tally.unread, "delivered": tally.delivered}
     return {**record_of(tally.message), **counts}
+
+
+def inbox_record(entry: InboxEntry) -> Record:
+    message = entry.message
+    return {
+        "gid": entry.gid,
+        "unread": entry.unread,
+        "marked": entry.marked,
+        "first_unread_msgid": entry.first_unread_msgid,
+        **{key: getattr(message, key, None) for key in ("msgid", "sender_uid", "time", "content")},
+    }
+
+
+def unread_record(uid: str, unread: Unread) -> Record:
+    """Return what is unread for a user in one group, after a mark was set or removed."""
+    return {"gid": unread.gid, "uid": uid, "unread": unread.unread}
+
+
+def totals_record(inbox: InboxPage) -> Record:
+    return {
+        "groups": inbox.groups,
+        "unread_groups": inbox.unread_groups,
+        "unread": inbox.unread,
+        "next": inbox.next,
+    }
 
 
 def status_record(status: MessageStatus) -> Record:

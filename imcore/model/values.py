@@ -101,6 +101,35 @@ class Unread:
 
 
 @dataclass(frozen=True, slots=True)
+class InboxEntry:
+    """What a member is shown of one group, all of one moment.
+
+    `message` is the newest that they may see and that is neither recalled nor a tombstone; None without one. `marked`:
+    see `Unread`.
+    """
+
+    gid: str
+    unread: int
+    marked: bool
+    first_unread_msgid: str | None
+    message: Message | None
+
+
+@dataclass(frozen=True, slots=True)
+class InboxPage:
+    """A page of a user's groups, and the totals of all of them: how many there are, in how many how much is unread.
+
+    The next page begins with `after=next`; None after the last one.
+    """
+
+    entries: tuple[InboxEntry, ...]
+    groups: int
+    unread_groups: int
+    unread: int
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Tally:
     """The numbers of recipients who have read a message and who have not. The two add up to its recipients.
 

@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, Literal, TypeVar
 
 from imcore.errors import ImError, InvalidInput, NotAllowed, NotMember, UnknownGroup, UnknownMessage
-from imcore.model.records import Record, record_of, status_record, tally_record
+from imcore.model.records import Record, inbox_record, record_of, status_record, tally_record, totals_record
 from imcore.model.values import Group, HistoryPage, MessageTally
 from imcore.util.batches import grouped
 from imcore.web.auth import DEMO
@@ -72,6 +72,16 @@ async def send_direct(
     """Send a message to one user. The first one creates the chat of the two."""
     sent = await caller.chat.send_direct(to, content, sender_uid=caller.user, client_msgid=client_msgid, meta=meta)
     return {**record_of(sent), "recipients": sent.recipients}
+
+
+@method(list_of({"oneOf": [ref("InboxEntry"), ref("InboxTotals")]}))
+async def inbox(caller: Caller, *, limit: int = 50, after: str | None = None, unread_only: bool = False) -> Any:
+    """Return a page of the user's groups by their latest message, and last the totals of all groups.
+
+    The next page begins with `after`: what `next` of the totals says, which is null after the last page.
+    """
+    page = await caller.chat.inbox(caller.user, limit=min(limit, MOST_MESSAGES), after=after, unread_only=unread_only)
+    return [*map(inbox_record, page.entries), totals_record(page)]
 
 
 @method(list_of(ref("Group")))

@@ -64,6 +64,19 @@ SCHEMAS: dict[str, Schema] = {
     "Tally": _object({"gid": _TEXT, "msgid": _TEXT, **_TALLY}),
     "Receipt": RECEIPT,
     "Unread": _object({"gid": _TEXT, "unread": _COUNT}),
+    "InboxEntry": _object(
+        {
+            "gid": _TEXT,
+            "unread": _COUNT,
+            "marked": _FLAG,
+            "first_unread_msgid": _or_null(_TEXT),
+            "msgid": _or_null(_TEXT),
+            "sender_uid": _or_null(_TEXT),
+            "time": _or_null(_TIME),
+            "content": _or_null(_TEXT),
+        }
+    ),
+    "InboxTotals": _object({"groups": _COUNT, "unread_groups": _COUNT, "unread": _COUNT, "next": _or_null(_TEXT)}),
     "Ack": _object({"gid": _TEXT, "uid": _TEXT, "last_ack_msgid": _or_null(_TEXT), "advanced": _FLAG}),
     "Delivery": _object({"gid": _TEXT, "uid": _TEXT, "last_delivered_msgid": _or_null(_TEXT), "advanced": _FLAG}),
     "Marked": _object({"gid": _TEXT, "uid": _TEXT, "unread": _COUNT}),

@@ -52,6 +52,7 @@ def examples(gid: str, msgid: str) -> dict[str, dict[str, object]]:
         "mark_unread": {"gid": gid, "msgid": msgid},
         "unmark": {"gid": gid},
         "unread": {},
+        "inbox": {"limit": 5, "after": f"{msgid}:", "unread_only": True},
         "receipts": {"limit": 5},
         "confirm_receipts": {"receipts": [receipt]},
         "groups": {},
