@@ -25,7 +25,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("demo", "Play the whole story on a throw-away stack, and check it."),
     },
     "Chat": {
-        "group": ("group", "Create, list and delete groups; add, remove and show members."),
+        "group": ("group", "Create, set up, list and delete groups; add, remove and show members."),
+        "user": ("user", "Set what users choose for themselves."),
         "send": ("chat", "Send a message to a group."),
         "dm": ("chat", "Send a message to one person."),
         "pull": ("chat", "Show what a member has not acked, oldest first."),
@@ -36,6 +37,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "mark": ("inbox", "Mark a message and all later ones unread, for one member."),
         "unmark": ("inbox", "Remove a member's mark of a group."),
         "status": ("chat", "Show how many have read each message, or who has read one."),
+        "why": ("why", "Show why a user has not read a message, or that they have."),
         "recall": ("chat", "Withdraw a message: what it said is gone for good."),
         "receipts": ("live", "Show tallies that changed since their sender confirmed them."),
         "listen": ("live", "Run a live session until Ctrl-C."),

@@ -31,6 +31,8 @@ RECEIPT_COLUMNS = ("gid", "msgid", "read", "unread", "delivered")
 INBOX_COLUMNS = ("gid", "unread", "marked", "time", "sender_uid", "content")
 MARK_COLUMNS = ("gid", "uid", "unread")
 UNREAD_COLUMNS = ("gid", "unread")
+POLICY_COLUMNS = ("gid", "receipts", "asked_by")
+USER_COLUMNS = ("uid", "receipts")
 LOG_COLUMNS = ("gid", "time", "sender_uid", "content", "state")
 
 _RULE = re.compile(r"(?:[A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)[+-]?\d")

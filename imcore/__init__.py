@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Ack,
         Draft,
         Group,
+        GroupPolicy,
         HistoryPage,
         InboxEntry,
         InboxPage,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
         Receipt,
         Tally,
         Unread,
+        UserPolicy,
+        Why,
     )
     from imcore.settings import Settings
 
@@ -51,6 +54,7 @@ __all__ = [
     "Gap",
     "Gateway",
     "Group",
+    "GroupPolicy",
     "HistoryPage",
     "InboxEntry",
     "InboxPage",
@@ -71,6 +75,8 @@ __all__ = [
     "Settings",
     "Tally",
     "Unread",
+    "UserPolicy",
+    "Why",
     "errors",
     "msgid",
 ]

@@ -102,8 +102,13 @@ class AsyncChat:
     tally = _awaited(Chat.tally)
     tallies = _awaited(Chat.tallies)
     message_status = _awaited(Chat.message_status)
+    why = _awaited(Chat.why)
     receipts = _awaited(Chat.receipts)
     confirm_receipts = _awaited(Chat.confirm_receipts)
+    set_group = _awaited(Chat.set_group)
+    group_policy = _awaited(Chat.group_policy)
+    set_user = _awaited(Chat.set_user)
+    user_policy = _awaited(Chat.user_policy)
 
     begin_session = _awaited(Chat.begin_session)
     heartbeat = _awaited(Chat.heartbeat)

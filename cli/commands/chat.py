@@ -11,7 +11,7 @@ import click
 
 from imcore.cli import output, records
 from imcore.cli.app import Invocation, command, confirm, standard_input, yes_option
-from imcore.cli.names import name, peer_in, to_gid
+from imcore.cli.names import gid_alone, name, peer_in, to_gid
 from imcore.device.local_database import LocalDatabase, Outgoing, path_of, try_out
 from imcore.errors import InvalidInput, LocalDatabaseError, TryAgain
 from imcore.model.meta import from_text, size_of
@@ -133,8 +133,7 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
     """
     if msgid is not None and limit is not None:
         raise click.UsageError("--limit is for the tallies of a group: leave it out, or leave MSGID out")
-    if (peer := peer_in(gid)) is not None:
-        raise InvalidInput(f"{gid!r} does not say whose chat with {peer!r} is meant: its gid is in `im group list`")
+    gid = gid_alone(gid)
     with run.chat() as chat:
         if msgid is None:
             tallies = chat.status(gid, limit=20 if limit is None else limit)

@@ -10,6 +10,7 @@ from imcore.model.values import (
     DeletedGroup,
     Delivery,
     Group,
+    GroupPolicy,
     InboxEntry,
     InboxPage,
     LogLine,
@@ -20,6 +21,8 @@ from imcore.model.values import (
     Receipt,
     Tally,
     Unread,
+    UserPolicy,
+    Why,
 )
 
 Record = Mapping[str, object]
@@ -34,7 +37,8 @@ _KEYS: dict[type, tuple[str, ...]] = {
 """The keys of the types that have more fields than are shown."""
 _KEYS_IF_SET = ("recalled", "recalls", "meta", "recipients")
 
-Value = Message | LogLine | Group | DeletedGroup | Member | Ack | Delivery | Receipt | Unread | Tally
+_Answer = Ack | Delivery | Unread | Tally | GroupPolicy | UserPolicy | Why
+Value = Message | LogLine | Group | DeletedGroup | Member | Receipt | _Answer
 
 
 def record_of(value: Value) -> Record:
@@ -76,14 +80,18 @@ def totals_record(inbox: InboxPage) -> Record:
 
 
 def status_record(status: MessageStatus) -> Record:
-    return {
-        **record_of(status.message),
-        "read": len(status.read_by),
-        "unread": len(status.unread_by),
-        "delivered": len(status.delivered_to),
+    """Return the object of a status; names that are withheld are null."""
+    names = {
         "read_by": [{"uid": reader.uid, "read_at": reader.read_at} for reader in status.read_by],
         "unread_by": list(status.unread_by),
         "delivered_to": list(status.delivered_to),
+    }
+    return {
+        **record_of(status.message),
+        "read": status.read,
+        "unread": status.unread,
+        "delivered": status.delivered,
+        **(names if status.has_names else dict.fromkeys(names)),
     }
 
 

@@ -206,12 +206,55 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class MessageStatus:
-    """A message, and the names behind its tally; the lists are in order of uid. `delivered_to` has the readers, too."""
+    """A message, its tally, and the names behind that, in order of uid. `delivered_to` has the readers, too.
+
+    A user who is told numbers only gets no names: then `has_names` is False.
+    """
 
     message: Message
-    read_by: tuple[Reader, ...]
-    unread_by: tuple[str, ...]
-    delivered_to: tuple[str, ...]
+    read: int
+    unread: int
+    delivered: int
+    read_by: tuple[Reader, ...] = ()
+    unread_by: tuple[str, ...] = ()
+    delivered_to: tuple[str, ...] = ()
+    has_names: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPolicy:
+    """What members are told about readers, and who may ask.
+
+    `receipts`: `names`, `counts` or `off`. `asked_by`: `sender` (of a message) or `members`.
+    """
+
+    gid: str
+    receipts: str
+    asked_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserPolicy:
+    """A user's own choice. While `receipts` is `off` (else `on`) they read in private, and are told no names."""
+
+    uid: str
+    receipts: str
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why a user has not read a message, or that they have.
+
+    `why` is the first that applies of `sender` (they have sent it), `not-a-member` (as it was sent), `receipts-off`
+    (they tell nobody), `read`, `left` (without having read it), `delivered` (to a client of theirs), `online`,
+    `offline`. `since` is when they read it, left, or were seen last; None for other words, or if that is not known.
+    """
+
+    gid: str
+    msgid: str
+    uid: str
+    why: str
+    since: datetime | None
 
 
 class Draft(NamedTuple):

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import CTE, BigInteger, ColumnElement, column, select, tuple_, union_all, values
 
+from imcore import msgid as msgids
 from imcore.model.rows import MessageRow
 from imcore.sql.cells import int_of, is_msgid, is_recalled
-from imcore.sql.tables import GROUP_MSGS, NAME
+from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS, NAME
 from imcore.util.batches import batches
 
 if TYPE_CHECKING:
@@ -98,6 +99,12 @@ class HistoryQueries:
             found = self._database.fetch(select(at.c.gid, first))
             firsts.update((gid, msgid) for gid, msgid in found if is_msgid(msgid))
         return firsts
+
+    def left_ms(self, gid: str, uid: str, joined: int) -> int | None:
+        """Return when the span that began there has ended, in ms since 1970; None if that is not stored."""
+        c = GROUP_SPANS.c
+        query = select(c.changed).where(c.gid == gid, c.uid == uid, c.joined_msgid == joined, c.left_msgid.is_not(None))
+        return next((msgids.time_ms(each) for (each,) in self._database.fetch(query) if is_msgid(each)), None)
 
     def _rows(self, gid: str, *sides: _Side) -> list[MessageRow]:
         c = GROUP_MSGS.c
