@@ -26,7 +26,10 @@ if TYPE_CHECKING:
         Ack,
         Draft,
         Group,
+        GroupPolicy,
         HistoryPage,
+        InboxEntry,
+        InboxPage,
         Member,
         Message,
         MessageStatus,
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
         Receipt,
         Tally,
         Unread,
+        UserPolicy,
+        Why,
     )
     from imcore.settings import Settings
 
@@ -49,7 +54,10 @@ __all__ = [
     "Gap",
     "Gateway",
     "Group",
+    "GroupPolicy",
     "HistoryPage",
+    "InboxEntry",
+    "InboxPage",
     "Joined",
     "Left",
     "Listener",
@@ -67,6 +75,8 @@ __all__ = [
     "Settings",
     "Tally",
     "Unread",
+    "UserPolicy",
+    "Why",
     "errors",
     "msgid",
 ]

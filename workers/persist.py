@@ -9,15 +9,17 @@ themselves.
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from imcore import msgid as msgids
 from imcore.admin import append_only
 from imcore.errors import DatabaseRejected, DatabaseUnavailable, ImError
 from imcore.metrics import WorkerMetrics
-from imcore.model.rows import Batch, BookmarkRow, ConfirmRow, GroupRow, MoveRow, SpanRow, WatermarkRow
+from imcore.model.rows import Batch, BookmarkRow, ConfirmRow, GroupRow, MoveRow, SpanRow, UserRow, WatermarkRow
 from imcore.msgid import NONE
+from imcore.operations import user_policies
+from imcore.operations.performer import perform_in_redis
 from imcore.repair.rewriting import Rewriting
 from imcore.settings import Settings
 from imcore.sql import deletion
@@ -31,9 +33,11 @@ from imcore.streams.events import (
     Delivered,
     Entry,
     Malformed,
+    PolicySet,
     Sent,
     SpanBegun,
     SpanEnded,
+    UserSet,
 )
 from imcore.streams.journal import Journal
 from imcore.workers.fetch import StoredMessage, WorkItem, fetch, member_counts, member_pages
@@ -138,6 +142,7 @@ class Persist:
             append_only.note_recalled(self._client, _recalled(sound))
             self._write(sound)
         written = [item.entry for item in _sound(items)]
+        self._spread(written)
         self._count(written)
         self._journal.done(written)
         return len(written) + sum(self._journal.fail(item.entry, item.problem) for item in items if item.problem)
@@ -149,6 +154,11 @@ class Persist:
         for item in items if self._deletions else ():
             if item.gid is not None and item.entry.version <= self._deletions.get(item.gid, 0):
                 item.forget()
+
+    def _spread(self, written: Sequence[Entry]) -> None:
+        """Copy what users chose to all partitions: the process that set it may have died over that."""
+        for uid in {entry.event.uid for entry in written if isinstance(entry.event, UserSet)}:
+            perform_in_redis(self._client, user_policies.spread(uid))
 
     def _count(self, written: Sequence[Entry]) -> None:
         """Count the messages of entries that are in SQL now, by the millisecond in which they were sent."""
@@ -242,16 +252,21 @@ def _add_rows(item: WorkItem, batch: Batch) -> None:
     elif isinstance(event, SpanEnded):
         batch.spans.append(SpanRow(*event, changed=version, acked_msgid=event.joined))
     elif isinstance(event, BookmarksSet):
-        batch.bookmarks += (
-            BookmarkRow(event.gid, uid, joined, private, mark, version)
-            for joined, private, mark, uids in event.bookmarks
-            for uid in uids
-        )
+        batch.bookmarks += _bookmarks(event, version)
+    elif isinstance(event, PolicySet):
+        batch.groups.append(GroupRow(event.gid, item.entry.time_ms, event.receipts, event.asked_by, version))
+    elif isinstance(event, UserSet):
+        batch.users.append(UserRow(event.uid, event.receipts, version))
     elif isinstance(event, Confirmed):
         batch.confirms += (ConfirmRow(*tally) for tally in event.tallies)
     elif isinstance(event, Created):
         batch.groups.append(GroupRow(event.gid, item.entry.time_ms))
         batch.spans += (SpanRow(event.gid, uid, NONE, None, version, NONE) for uid in item.members)
+
+
+def _bookmarks(event: BookmarksSet, version: int) -> Iterator[BookmarkRow]:
+    for joined, private, mark, uids in event.bookmarks:
+        yield from (BookmarkRow(event.gid, uid, joined, private, mark, version) for uid in uids)
 
 
 def _add_messages(messages: Sequence[StoredMessage], batch: Batch, offsets: Positions) -> None:

@@ -11,7 +11,7 @@ import click
 
 from imcore.cli import output, records
 from imcore.cli.app import Invocation, command, confirm, standard_input, yes_option
-from imcore.cli.names import name, peer_in, to_gid
+from imcore.cli.names import gid_alone, name, peer_in, to_gid
 from imcore.device.local_database import LocalDatabase, Outgoing, path_of, try_out
 from imcore.errors import InvalidInput, LocalDatabaseError, TryAgain
 from imcore.model.meta import from_text, size_of
@@ -102,14 +102,16 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
             _ack_newest(chat, uid, messages)
 
 
-@command("ack", example="im ack bob team\nim ack bob team 1767225600000-0")
+@command("ack", example="im ack bob team\nim ack bob team 1767225600000-0\nim ack bob team --private")
 @click.argument("uid")
 @click.argument("gid")
 @click.argument("msgid", required=False)
-def ack(run: Invocation, uid: str, gid: str, msgid: str | None) -> None:
+@click.option("--private", is_flag=True, help="For UID alone: less is unread, but the offset stays.")
+def ack(run: Invocation, uid: str, gid: str, msgid: str | None, private: bool) -> None:
     """Without MSGID: up to the newest. An older message than confirmed before changes nothing."""
     with run.chat() as chat:
-        run.show(records.records_for(chat, uid, [chat.ack(uid, to_gid(gid, uid), msgid)]), records.ACK_COLUMNS)
+        confirmed = chat.ack(uid, to_gid(gid, uid), msgid, private=private)
+        run.show(records.records_for(chat, uid, [confirmed]), records.ACK_COLUMNS)
 
 
 @command("unread", example="im unread bob")
@@ -131,8 +133,7 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
     """
     if msgid is not None and limit is not None:
         raise click.UsageError("--limit is for the tallies of a group: leave it out, or leave MSGID out")
-    if (peer := peer_in(gid)) is not None:
-        raise InvalidInput(f"{gid!r} does not say whose chat with {peer!r} is meant: its gid is in `im group list`")
+    gid = gid_alone(gid)
     with run.chat() as chat:
         if msgid is None:
             tallies = chat.status(gid, limit=20 if limit is None else limit)

@@ -3,11 +3,11 @@
 import click
 
 from imcore.cli import records
-from imcore.cli.app import CommandGroup, Invocation, command, confirm, yes_option
+from imcore.cli.app import CommandGroup, Invocation, chosen, command, confirm, yes_option
 from imcore.cli.catalogue import COMMANDS
-from imcore.cli.names import name, peer_in
+from imcore.cli.names import gid_alone, name
 from imcore.cli.progress import progress
-from imcore.errors import InvalidInput
+from imcore.model.limits import ASKED_BY, GROUP_RECEIPTS
 from imcore.model.records import record_of
 from imcore.model.values import Group
 
@@ -53,12 +53,26 @@ def delete(run: Invocation, gid: str, yes: bool) -> None:
     """
     from imcore.operations import deletion  # noqa: PLC0415 (the help need not wait for the drivers)
 
-    if (peer := peer_in(gid)) is not None:
-        raise InvalidInput(f"{gid!r} does not say whose chat with {peer!r} is meant: its gid is in `im group list`")
+    gid = gid_alone(gid)
     confirm(f"Delete group {name(gid)} with all its messages and receipts? Nobody can bring them back.", yes=yes)
     with run.chat() as chat, progress("rows and members") as shown:
         deleted = chat.performer.perform(deletion.delete_group(gid, on_progress=lambda done: shown(done, None)))
     run.show([record_of(deleted)], ("gid", "messages"))
+
+
+@command("set", of=group, example="im group set team receipts=counts asked-by=members")
+@click.argument("gid")
+@click.argument("values", metavar="NAME=VALUE...", nargs=-1, required=True)
+def set_(run: Invocation, gid: str, values: tuple[str, ...]) -> None:
+    """Set what members are told about readers.
+
+    receipts: names (who has read a message, the default), counts (how many have), off (nothing). asked-by, who may ask
+    about a message: its sender (the default), or all members.
+    """
+    policy = chosen(values, {"receipts": GROUP_RECEIPTS, "asked-by": ASKED_BY})
+    with run.chat() as chat:
+        changed = chat.set_group(gid_alone(gid), receipts=policy.get("receipts"), asked_by=policy.get("asked-by"))
+        run.show([record_of(changed)], records.POLICY_COLUMNS)
 
 
 @command("list", of=group, example="im group list")

@@ -22,13 +22,14 @@ _CONNECTING = ("+@connection", "-@dangerous", "+cluster|slots")
 """Commands of a new connection. By category: Redis 7.0 refuses rules that name CLIENT SETINFO, which is newer."""
 
 _QUERIES = (
-    *("fcall_ro", "time", "exists", "hget", "hkeys", "hmget", "lindex", "llen", "smembers", "sscan"),
+    *("fcall_ro", "time", "exists", "hget", "hkeys", "hmget", "lindex", "llen", "lrange"),
+    *("sismember", "smembers", "sscan"),
     *("xrange", "xrevrange"),
     *("zcard", "zcount", "zmscore", "zrange", "zrangebyscore", "zscan", "zscore"),
 )
 
 _INSPECTIONS = (
-    *("get", "info", "lrange", "memory|usage", "pttl", "sismember"),
+    *("get", "info", "memory|usage", "pttl"),
     *("xinfo|consumers", "xinfo|groups", "xlen", "xpending"),
 )
 """Further commands of `im stats`, `im health`, `im dead` and `im check`."""
@@ -50,6 +51,9 @@ _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("groups_of",): ("srem",),
     ("own_unacked",): ("lpush", "rpush", "ltrim", "lrem", "unlink"),
     ("idempotency_older",): ("unlink",),
+    ("bookmarks",): ("hexists",),
+    ("receipts_off",): ("sadd", "smismember", "srem"),
+    ("last_seen",): ("zadd",),
 }
 """Commands of the functions for users' calls, by the kinds of keys on which they run."""
 
@@ -91,7 +95,7 @@ _OF_RQ = (
 
 _ONE_PER_PARTITION = {
     *("journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "unnotified"),
-    *("rewrites", "deleting", "receipts_off"),
+    *("rewrites", "deleting", "receipts_off", "last_seen"),
 }
 """Kinds with one key per partition. All others have one per gid or uid."""
 

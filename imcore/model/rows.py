@@ -89,10 +89,28 @@ class MoveRow(NamedTuple):
 
 
 class GroupRow(NamedTuple):
-    """A group exists since `created_ms`. Key: gid."""
+    """A group exists since `created_ms`, or longer. Key: gid.
+
+    `receipts` and `asked_by` are its policy, of the row with the highest `policy_changed`: the packed id of its journal
+    entry, 0 for the policy that every group has at first.
+    """
 
     gid: str
     created_ms: int
+    receipts: str = "names"
+    asked_by: str = "sender"
+    policy_changed: int = 0
+
+
+class UserRow(NamedTuple):
+    """Whether a user's receipts are `on` or `off`. Key: uid. The row with the highest `changed` counts.
+
+    That is the packed id of its journal entry.
+    """
+
+    uid: str
+    receipts: str
+    changed: int
 
 
 class ConfirmRow(NamedTuple):
@@ -140,6 +158,7 @@ class Batch:
     moves: list[MoveRow] = field(default_factory=list)
     confirms: list[ConfirmRow] = field(default_factory=list)
     bookmarks: list[BookmarkRow] = field(default_factory=list)
+    users: list[UserRow] = field(default_factory=list)
     marks: list[WatermarkRow] = field(default_factory=list)
     known_deletions: Mapping[str, int] | None = None
     """The deletions of groups of these rows that the writer knows: a packed entry by gid. Nothing is written if there
@@ -157,12 +176,13 @@ class Batch:
     def merged(self) -> "Batch":
         """Return the same with every key once, in order of key: so writers never deadlock. Moves are folded."""
         return Batch(
-            groups=_merge(self.groups, 1, min),
+            groups=_merge(self.groups, 1, _merged_group),
             messages=_merge(self.messages, 2, max),
             spans=_merge(self.spans, 3, merged_span),
             moves=folded(self.moves),
             confirms=_merge(self.confirms, 2, _merged_confirm),
             bookmarks=_merge(self.bookmarks, 2, _newer_bookmark),
+            users=_merge(self.users, 1, _newer_user),
             marks=_merge(self.marks, 2, max),
             known_deletions=self.known_deletions,
         )
@@ -174,6 +194,15 @@ def merged_span(one: SpanRow, other: SpanRow) -> SpanRow:
     acked = max(one.acked_msgid, other.acked_msgid)
     delivered = max(one.delivered_msgid or 0, other.delivered_msgid or 0)
     return newer._replace(acked_msgid=acked, delivered_msgid=delivered if delivered > acked else None)
+
+
+def _merged_group(one: GroupRow, other: GroupRow) -> GroupRow:
+    newer = max(one, other, key=attrgetter("policy_changed"))
+    return newer._replace(created_ms=min(one.created_ms, other.created_ms))
+
+
+def _newer_user(one: UserRow, other: UserRow) -> UserRow:
+    return max(one, other, key=attrgetter("changed"))
 
 
 def _merged_confirm(one: ConfirmRow, other: ConfirmRow) -> ConfirmRow:

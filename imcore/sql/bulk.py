@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from imcore import msgid as msgids
 from imcore.errors import GroupDeleted
-from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow, WatermarkRow
+from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow, UserRow, WatermarkRow
 from imcore.sql.moves import ADD_LINE, line_of
 from imcore.sql.tables import reach
 from imcore.util.batches import batches
@@ -51,6 +51,7 @@ def by_table(batch: Batch) -> Iterator[tuple[BulkTable[Any], list[Any]]]:
         (_MESSAGES, batch.messages),
         (_SPANS, batch.spans),
         (_BOOKMARKS, batch.bookmarks),
+        (_USERS, batch.users),
         (_MOVES, batch.moves),
         (_WATERMARKS, batch.marks),
     ):
@@ -108,12 +109,18 @@ def watermark_name(partition: int, consumer: str) -> str:
     return f"{WATERMARK}:{partition}:{consumer}"
 
 
+_POLICY_IS_NEWER = "excluded.policy_changed > chat_groups.policy_changed"
 _GROUPS: BulkTable[GroupRow] = BulkTable(
     table="chat_groups",
-    columns="gid text, created_at timestamptz",
-    on_conflict="""(gid) DO UPDATE SET created_at = excluded.created_at
-        WHERE excluded.created_at < chat_groups.created_at""",
-    values=lambda row, time: (row.gid, time(row.created_ms)),
+    columns="gid text, created_at timestamptz, receipts text, asked_by text, policy_changed int8",
+    on_conflict=f"""(gid) DO UPDATE SET
+        created_at = CASE WHEN excluded.created_at < chat_groups.created_at
+            THEN excluded.created_at ELSE chat_groups.created_at END,
+        receipts = CASE WHEN {_POLICY_IS_NEWER} THEN excluded.receipts ELSE chat_groups.receipts END,
+        asked_by = CASE WHEN {_POLICY_IS_NEWER} THEN excluded.asked_by ELSE chat_groups.asked_by END,
+        policy_changed = CASE WHEN {_POLICY_IS_NEWER} THEN excluded.policy_changed ELSE chat_groups.policy_changed END
+        WHERE excluded.created_at < chat_groups.created_at OR {_POLICY_IS_NEWER}""",
+    values=lambda row, time: (row.gid, time(row.created_ms), *row[2:]),
     appends=False,
 )
 _MESSAGES: BulkTable[MessageRow] = BulkTable(
@@ -151,6 +158,14 @@ _BOOKMARKS: BulkTable[BookmarkRow] = BulkTable(
     on_conflict="""(gid, uid) DO UPDATE SET joined_msgid = excluded.joined_msgid,
         private_msgid = excluded.private_msgid, mark_msgid = excluded.mark_msgid, changed = excluded.changed
         WHERE excluded.changed > bookmarks.changed""",
+    values=lambda row, _time: row,
+    appends=False,
+)
+_USERS: BulkTable[UserRow] = BulkTable(
+    table="user_settings",
+    columns="uid text, receipts text, changed int8",
+    on_conflict="""(uid) DO UPDATE SET receipts = excluded.receipts, changed = excluded.changed
+        WHERE excluded.changed > user_settings.changed""",
     values=lambda row, _time: row,
     appends=False,
 )

@@ -169,13 +169,27 @@ class OffsetMove(Stored, table=True):
 
 
 class ChatGroup(Stored, table=True):
-    """A chat group, with or without messages."""
+    """A chat group, with or without messages, and its receipt policy. See `imcore.model.rows.GroupRow`."""
 
     __tablename__ = "chat_groups"
     __table_args__ = ({"sqlite_with_rowid": False},)
 
     gid: str = Field(sa_type=NAME, primary_key=True)
     created_at: datetime = Field(sa_type=UtcTime)
+    receipts: str = Field(default="names", sa_type=Text, sa_column_kwargs={"server_default": text("'names'")})
+    asked_by: str = Field(default="sender", sa_type=Text, sa_column_kwargs={"server_default": text("'sender'")})
+    policy_changed: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
+
+
+class UserSetting(Stored, table=True):
+    """Whether a user's receipts are `on` or `off`. Users without a row have them on."""
+
+    __tablename__ = "user_settings"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    uid: str = Field(sa_type=NAME, primary_key=True)
+    receipts: str = Field(sa_type=Text)
+    changed: int = Field(sa_type=BigInteger)
 
 
 class GroupDeletion(Stored, table=True):
@@ -235,5 +249,6 @@ GROUP_SPANS: Table = Stored.metadata.tables["group_spans"]
 BOOKMARKS: Table = Stored.metadata.tables["bookmarks"]
 OFFSET_MOVES: Table = Stored.metadata.tables["offset_moves"]
 META: Table = Stored.metadata.tables["imcore_meta"]
+USER_SETTINGS: Table = Stored.metadata.tables["user_settings"]
 CHAT_GROUPS: Table = Stored.metadata.tables["chat_groups"]
 DELETED_GROUPS: Table = Stored.metadata.tables["deleted_groups"]

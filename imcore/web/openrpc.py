@@ -1,8 +1,10 @@
 """The protocol for machines: an OpenRPC document (https://spec.open-rpc.org), made from the methods themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from imcore.model.limits import ASKED_BY, GROUP_RECEIPTS, USER_RECEIPTS
+from imcore.operations.why import WORDS
 from imcore.web.jsonrpc import REFUSED
 from imcore.web.method import Method, list_of, ref
 from imcore.web.methods import MESSAGE
@@ -19,6 +21,10 @@ _TEXTS = list_of(_TEXT)
 
 def _or_null(schema: Schema) -> Schema:
     return {"oneOf": [schema, {"type": "null"}]}
+
+
+def _one_of(words: Sequence[str]) -> Schema:
+    return {"enum": list(words)}
 
 
 def _object(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
@@ -55,22 +61,38 @@ SCHEMAS: dict[str, Schema] = {
         {
             **_MESSAGE,
             **_TALLY,
-            "read_by": list_of(_object({"uid": _TEXT, "read_at": _or_null(_TIME)})),
-            "unread_by": _TEXTS,
-            "delivered_to": _TEXTS,
+            "read_by": _or_null(list_of(_object({"uid": _TEXT, "read_at": _or_null(_TIME)}))),
+            "unread_by": _or_null(_TEXTS),
+            "delivered_to": _or_null(_TEXTS),
         },
         _IF_SET,
     ),
     "Tally": _object({"gid": _TEXT, "msgid": _TEXT, **_TALLY}),
     "Receipt": RECEIPT,
     "Unread": _object({"gid": _TEXT, "unread": _COUNT}),
+    "InboxEntry": _object(
+        {
+            "gid": _TEXT,
+            "unread": _COUNT,
+            "marked": _FLAG,
+            "first_unread_msgid": _or_null(_TEXT),
+            "msgid": _or_null(_TEXT),
+            "sender_uid": _or_null(_TEXT),
+            "time": _or_null(_TIME),
+            "content": _or_null(_TEXT),
+        }
+    ),
+    "InboxTotals": _object({"groups": _COUNT, "unread_groups": _COUNT, "unread": _COUNT, "next": _or_null(_TEXT)}),
     "Ack": _object({"gid": _TEXT, "uid": _TEXT, "last_ack_msgid": _or_null(_TEXT), "advanced": _FLAG}),
     "Delivery": _object({"gid": _TEXT, "uid": _TEXT, "last_delivered_msgid": _or_null(_TEXT), "advanced": _FLAG}),
     "Marked": _object({"gid": _TEXT, "uid": _TEXT, "unread": _COUNT}),
     "Group": _object({"gid": _TEXT, "members": _COUNT, "messages": _COUNT, "last_msgid": _or_null(_TEXT)}),
     "GroupSize": _object({"gid": _TEXT, "members": _COUNT}),
     "DeletedGroup": _object({"gid": _TEXT, "messages": _COUNT}),
-    "Member": _object({**_POSITION, "uid": _TEXT, "online": _FLAG}),
+    "Member": _object({**_POSITION, "unread": _or_null(_COUNT), "uid": _TEXT, "online": _FLAG}),
+    "GroupPolicy": _object({"gid": _TEXT, "receipts": _one_of(GROUP_RECEIPTS), "asked_by": _one_of(ASKED_BY)}),
+    "UserPolicy": _object({"uid": _TEXT, "receipts": _one_of(USER_RECEIPTS)}),
+    "Why": _object({"gid": _TEXT, "msgid": _TEXT, "uid": _TEXT, "why": _one_of(WORDS), "since": _or_null(_TIME)}),
     "HistoryPage": _object({"messages": list_of(MESSAGE), "older": _FLAG, "newer": _FLAG}),
     "Connected": _object(
         {

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import select
 
 from imcore import msgid as msgids
-from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow, folded
+from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow, UserRow, folded
 from imcore.msgid import to_ms
 from imcore.sql.database import Database
 from imcore.sql.moves import movers_of
@@ -33,7 +33,10 @@ def stored(database: Database) -> Batch:
             for name, table in Stored.metadata.tables.items()
         }
     return Batch(
-        groups=[GroupRow(row.gid, to_ms(row.created_at)) for row in rows["chat_groups"]],
+        groups=[
+            GroupRow(row.gid, to_ms(row.created_at), row.receipts, row.asked_by, row.policy_changed)
+            for row in rows["chat_groups"]
+        ],
         messages=[
             MessageRow(
                 *(row.gid, row.msgid, row.seq, row.sender_uid, row.span, row.content, row.client_msgid),
@@ -43,6 +46,7 @@ def stored(database: Database) -> Batch:
         ],
         spans=[SpanRow(*row) for row in rows["group_spans"]],
         bookmarks=[BookmarkRow(*row) for row in rows["bookmarks"]],
+        users=[UserRow(*row) for row in rows["user_settings"]],
         moves=folded(
             MoveRow(row.gid, row.msgid, row.start, row.entry + (delay << msgids.COUNTER_BITS), (uid,))
             for row in rows["offset_moves"]

@@ -11,7 +11,7 @@ import jwt
 
 from imcore.errors import NotMember
 from imcore.gateway.fanout import Recipients, Session
-from imcore.model.values import Ack, Group, HistoryPage, Member, Message, Unread
+from imcore.model.values import Ack, Group, HistoryPage, Member, Message, MessageTally, Unread
 from imcore.web.client import Client
 from imcore.web.flow import Frame
 from imcore.web.hub import Hub
@@ -186,6 +186,10 @@ class FakeChat:
         await self.member(gid, sender_uid)
         await self._note("send", gid, content, sender_uid)
         return Message(gid, T2, 2, sender_uid, content, options.get("client_msgid"), recipients=1)
+
+    async def status(self, gid: str, *, limit: int, by: str) -> list[MessageTally]:
+        await self.member(gid, by)
+        return []
 
     async def ack(self, uid: str, gid: str, msgid: str | None = None, *, private: bool = False) -> Ack:
         await self._note("ack", uid, gid, msgid)

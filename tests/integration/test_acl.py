@@ -172,6 +172,16 @@ def talk(chat: Chat) -> None:
     chat.send("team", "by another", sender_uid="cy")
     chat.send("team", "more", sender_uid="bob")
     chat.recall("team", first.msgid, by="ann")
+    chat.ack("dan", "team", private=True)
+    chat.mark_unread("bob", "team", others[0].msgid)
+    chat.send("team", "past a mark", sender_uid="bob")
+    chat.unmark("bob", "team")
+    chat.mark_unread("bob", "team", others[-1].msgid)
+    chat.delivered("eve", "team", first.msgid)
+    for receipts in ("off", "on"):
+        chat.set_user("dan", receipts=receipts)
+    for policy in ("counts", "names"):
+        chat.set_group("team", receipts=policy)
     chat.remove_members("team", ["eve", "bob"])
     sent = chat.send_direct("bob", "hello", sender_uid="ann")
     chat.ack("bob", sent.gid)
@@ -189,8 +199,12 @@ def look(chat: Chat) -> None:
         assert list(chat.members(group.gid))
         for tally in chat.status(group.gid, limit=0):
             chat.message_status(group.gid, tally.message.msgid)
+            chat.why(group.gid, tally.message.msgid, "eve")
+        chat.group_policy(group.gid)
     for uid in ("ann", "bob", "cy", "dan"):
         chat.unread(uid)
+        chat.inbox(uid)
+        chat.user_policy(uid)
         chat.pull(uid)
         chat.receipts(uid)
 

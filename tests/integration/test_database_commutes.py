@@ -10,7 +10,7 @@ import psycopg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow
+from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow, UserRow
 from imcore.sql.database import Database
 from tests.helpers.deadline import wait_until
 from tests.helpers.rows import FIRST_MS, at, clear, message, stored
@@ -23,7 +23,9 @@ _AHEAD = st.integers(3, 4).map(at)
 """Past all offsets."""
 _MS = st.integers(FIRST_MS, FIRST_MS + 2)
 _ROW = st.one_of(
-    st.builds(GroupRow, _GIDS, _MS),
+    st.builds(GroupRow, _GIDS, _MS, st.just("names"), st.just("sender"), st.just(0)),
+    st.builds(lambda gid, ms, entry: GroupRow(gid, ms, f"receipts {entry}", f"by {entry}", entry), _GIDS, _MS, _AHEAD),
+    st.builds(lambda uid, entry: UserRow(uid, f"{entry}", entry), _UIDS, _IDS),
     st.builds(message, st.integers(1, 4), _GIDS),
     st.builds(SpanRow, st.just("g"), _UIDS, st.just(0), st.none() | _IDS, st.integers(0, 2), _IDS, st.none() | _AHEAD),
     st.builds(lambda uid, entry: BookmarkRow("g", uid, 0, entry + 1, entry + 2, entry), _UIDS, _IDS),
@@ -38,6 +40,7 @@ def batch_of(rows: Sequence[Any]) -> Batch:
         spans=[row for row in rows if isinstance(row, SpanRow)],
         moves=[row for row in rows if isinstance(row, MoveRow)],
         bookmarks=[row for row in rows if isinstance(row, BookmarkRow)],
+        users=[row for row in rows if isinstance(row, UserRow)],
     )
 
 

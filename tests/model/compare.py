@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import text
 
@@ -93,6 +94,34 @@ def compare_user(chat: Chat, model: Model, uid: str) -> None:
     assert chat.groups_of(uid) == gids
     assert [same_form(message) for message in chat.pull(uid)] == [m for gid in gids for m in model.pull(uid, gid)]
     assert chat.unread(uid) == [_unread(model, uid, gid) for gid in gids]
+    compare_inbox(chat, model, uid)
+
+
+def compare_inbox(chat: Chat, model: Model, uid: str) -> None:
+    """A user's inbox, page by page, with the totals of each page."""
+    expected = model.inbox(uid)
+    unread = [line[1] for line in expected]
+    assert _inbox(chat, uid, unread, 2, unread_only=False) == expected
+    assert _inbox(chat, uid, unread, 1, unread_only=True) == [line for line in expected if line[1]]
+
+
+def _inbox(chat: Chat, uid: str, unread: list[int], limit: int, *, unread_only: bool) -> list[Any]:
+    lines: list[Any] = []
+    after: str | None = None
+    while True:
+        page = chat.inbox(uid, limit=limit, after=after, unread_only=unread_only)
+        assert (page.groups, page.unread_groups, page.unread) == (
+            len(unread),
+            len(list(filter(None, unread))),
+            sum(unread),
+        )
+        for entry in page.entries:
+            message = same_form(entry.message) if entry.message else None
+            lines.append((entry.gid, entry.unread, entry.marked, entry.first_unread_msgid, message))
+        if page.next is None:
+            return lines
+        assert len(page.entries) == limit
+        after = page.next
 
 
 def _unread(model: Model, uid: str, gid: str) -> Unread:

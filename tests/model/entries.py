@@ -11,7 +11,6 @@ from imcore import Chat
 from imcore.admin import retention, stats
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase
-from imcore.gateway.confirmations import Confirmations
 from imcore.gateway.gateway import Gateway
 from imcore.model import direct
 from imcore.repair import check
@@ -65,8 +64,7 @@ def entries() -> list[Entry]:
 
 def _of_classes() -> Iterator[Entry]:
     for owner in CLASSES:
-        above = vars(Confirmations) if owner is Gateway else {}
-        for name, function in {**above, **vars(owner)}.items():
+        for name, function in ((name, function) for cls in owner.__mro__[:-1] for name, function in vars(cls).items()):
             if not name.startswith("_") and not isinstance(function, property):
                 plain = getattr(function, "__func__", function)  # of a class method
                 if callable(plain):

@@ -122,6 +122,8 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "by": uids,
     "sender_uid": uids,
     "admin": st.booleans(),
+    "unread_only": st.booleans(),
+    "asked_by": odd(st.sampled_from([None, "sender", "members"]), texts, wrong_types),
     "content": contents,
     "client_msgid": client_msgids,
     "sent_at": times,
@@ -185,6 +187,13 @@ OF_ONE_ENTRY: dict[str, st.SearchStrategy[Any]] = {
     "Gateway.fetched.before": st.none() | msgids,
     "Chat.history.before": st.none() | msgids,
     "Chat.history.after": st.none() | msgids,
+    "Chat.set_group.receipts": odd(st.sampled_from([None, "names", "counts", "off"]), texts, wrong_types),
+    "Chat.set_user.receipts": odd(st.sampled_from([True, False, "on", "off"]), texts, wrong_types),
+    **{
+        f"Chat.{name}.by": odd(st.none() | uids, texts, wrong_types)
+        for name in ("status", "tally", "tallies", "message_status", "why")
+    },
+    "Chat.inbox.after": odd(st.none() | st.builds("{}:{}".format, st.sampled_from(MSGIDS), texts), texts, wrong_types),
     "Chat.gateway.acks": _how_acked,
     "Chat.listen.acks": _how_acked,
     "Device.live.acks": _how_acked,

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from imcore import msgid as msgids
 from imcore.errors import GroupExists, InvalidInput, NotMember, NotSender, UnknownGroup, UnknownMessage
 
 
@@ -300,6 +301,16 @@ class Model:
 
     def unread(self, uid: str, gid: str) -> int:
         return len(self.unread_messages(uid, gid))
+
+    def inbox(self, uid: str) -> list[tuple[str, int, bool, str | None, ModelMessage | None]]:
+        """For each group of a user, by its latest message: unread, whether marked, first unread msgid, that message."""
+        lines = []
+        for gid in self.groups_of(uid):
+            unread = self.unread_messages(uid, gid)
+            said = [m for m in self.visible(uid, gid) if not (m.recalled or m.recalls)]
+            is_marked = self.groups[gid].current(uid).mark is not None
+            lines.append((gid, len(unread), is_marked, unread[0].msgid if unread else None, said[-1] if said else None))
+        return sorted(lines, key=lambda line: (-msgids.pack(line[4].msgid) if line[4] else 0, line[0]))
 
     def visible(self, uid: str, gid: str) -> list[ModelMessage]:
         """All that the member may see: what was said since they joined."""

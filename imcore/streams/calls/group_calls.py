@@ -113,7 +113,7 @@ def hidden(space: Keyspace) -> list[Call[list[str]]]:
 
 def position(space: Keyspace, gid: str, uid: str, *, for_others: bool = False) -> Call[Position]:
     """Ask for a member's position; `for_others`: without the bookmark, which only the member may know."""
-    keys = _position_keys(space, gid, uid)
+    keys = position_keys(space, gid, uid)
     return Call("im_unread", keys, (uid, int(for_others)), lambda answer: _position(answer, gid, uid), gid)
 
 
@@ -140,16 +140,21 @@ def mark(
     def decode(answer: Any) -> Position:
         return _position(answer, gid, uid, msgid)
 
-    return Call("im_mark", (*_position_keys(space, gid, uid), k.journal), args, decode, gid, writes=True)
+    return Call("im_mark", (*position_keys(space, gid, uid), k.journal), args, decode, gid, writes=True)
 
 
-def _position_keys(space: Keyspace, gid: str, uid: str) -> tuple[str, ...]:
+def position_keys(space: Keyspace, gid: str, uid: str) -> tuple[str, ...]:
+    """Return the keys of the functions that answer a position."""
     k = space.group(gid)
     return k.meta, k.stream, k.acked, k.own_unacked(uid), k.recalled, k.joined, k.bookmarks
 
 
 def _position(answer: Any, gid: str, uid: str, msgid: int | None = None) -> Position:
-    head_seq, last, acked, seq, *rest = checked(answer, gid, uid=uid, msgid=msgid)
+    return position_of(checked(answer, gid, uid=uid, msgid=msgid))
+
+
+def position_of(answer: list[Any]) -> Position:
+    head_seq, last, acked, seq, *rest = answer
     return Position(int(head_seq), int(last), int(acked), None if seq == b"" else int(seq), *map(int, rest))
 
 

@@ -230,21 +230,27 @@ define_for_group('im_delivered', ALLOW_OOM, function(keys, args, head, newest, t
   return answers
 end)
 
+-- The seq at a position, '' if only SQL knows it.
+local function seq_at(stream, packed, head, last, trimmed)
+  if packed >= last then
+    return head
+  elseif packed == 0 then
+    return 0
+  elseif packed < tonumber(trimmed) then
+    return ''
+  end
+  -- From the next message: the one at the position may be trimmed, or a crash of the server may have lost it.
+  local after = first_message('XRANGE', stream, '(' .. unpack_id(packed), '+')
+  return after and tonumber(after[2][2]) - 1 or head
+end
+
 -- The position of a member, all of one moment: {seq of the newest, its packed msgid, packed offset, seq at the position after which
 -- messages are unread, '' if only SQL knows it, own and recalled messages after it, packed msgid after which they joined, private
 -- position, mark}. Keys: meta, stream, acked, own_unacked, recalled, joined, bookmarks.
 local function position_of(keys, uid, offset, bookmark, head, last, trimmed)
   local private, mark = parse_bookmark(bookmark)
-  local packed, seq = unread_position(tonumber(offset), private, mark), ''
-  if packed >= last then
-    seq = head
-  elseif packed == 0 then
-    seq = 0
-  elseif packed >= tonumber(trimmed) then
-    -- From the next message: the one at the position may be trimmed, or a crash of the server may have lost it.
-    local after = first_message('XRANGE', keys[2], '(' .. unpack_id(packed), '+')
-    seq = after and tonumber(after[2][2]) - 1 or head
-  end
+  local packed = unread_position(tonumber(offset), private, mark)
+  local seq = seq_at(keys[2], packed, head, last, trimmed)
   local passed, all = count_acked_own(keys[4], packed)
   local not_counted = all - passed + redis.call('ZCOUNT', keys[5], '(' .. decimal(packed), '+inf')
   local joined = redis.call('ZSCORE', keys[6], uid) or offset

@@ -7,8 +7,8 @@
 --
 -- Keys of one group (all in the slot of its partition's hash tag):
 --   meta    hash    seq (of the newest message), last (its packed msgid), trimmed (packed msgid of the newest trimmed entry);
---                   receipts (`counts` or `off`; without: `names`), asked_by (`members`; without: `sender`); born (packed id
---                   of a journal entry: all later ones about this gid are about this group)
+--                   receipts (`names`, `counts` or `off`; without: `names`), asked_by (`sender` or `members`; without: `sender`);
+--                   born (packed id of a journal entry: all later ones about this gid are about this group)
 --   stream  stream  one entry per message, one consumer group per current member; its last-delivered-id is the offset
 --   acked   zset    span key -> packed offset
 --   joined  zset    span key -> newest message at the join

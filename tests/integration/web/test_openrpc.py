@@ -52,6 +52,7 @@ def examples(gid: str, msgid: str) -> dict[str, dict[str, object]]:
         "mark_unread": {"gid": gid, "msgid": msgid},
         "unmark": {"gid": gid},
         "unread": {},
+        "inbox": {"limit": 5, "after": f"{msgid}:", "unread_only": True},
         "receipts": {"limit": 5},
         "confirm_receipts": {"receipts": [receipt]},
         "groups": {},
@@ -60,6 +61,9 @@ def examples(gid: str, msgid: str) -> dict[str, dict[str, object]]:
         "history": {"gid": gid, "around": msgid, "limit": 5},
         "status": {"gid": gid, "msgid": msgid},
         "tallies": {"gid": gid, "msgids": [msgid]},
+        "why": {"gid": gid, "msgid": msgid, "of": "bob"},
+        "set_group": {"gid": gid, "receipts": "names", "asked_by": "sender"},
+        "set_user": {"receipts": "on"},
         "members": {"gid": gid, "uids": ["ann"]},
         "online": {"gid": gid, "uids": ["ann"]},
         "recall": {"gid": gid, "msgid": msgid},
@@ -102,7 +106,7 @@ def test_other_forms_of_answers_are_in_the_document_too(
     web: WebServer, chat: Chat, gid: str, document: Document, without: str
 ) -> None:
     msgid = chat.send(gid, "mine", sender_uid="ann").msgid
-    needed = {"recall", "delivered", "mark_unread", "add_members", "remove_members", "create_group"}
+    needed = {"recall", "delivered", "mark_unread", "add_members", "remove_members", "create_group", "why"}
     for name, params in examples(gid, msgid).items():
         if without in params and name not in needed:
             less = {key: value for key, value in params.items() if key != without}
