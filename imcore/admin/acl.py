@@ -46,7 +46,6 @@ _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("acked", "joined", "ahead", "ahead_acked", "dirty", "sessions", "online"): ("zrem",),
     ("online_ms",): ("get", "set"),
     ("sessions",): ("pexpireat",),
-    ("receipts_off",): ("smismember",),
     ("groups", "groups_of"): ("sadd",),
     ("groups_of",): ("srem",),
     ("own_unacked",): ("lpush", "rpush", "ltrim", "lrem", "unlink"),

@@ -3,10 +3,9 @@
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -37,15 +36,12 @@ from tests.helpers.deadline import wait_until
 from tests.helpers.forbidden_commands import FORBIDDEN
 from tests.helpers.key_counts import KINDS, kind_of
 from tests.helpers.servers import RunningCluster, start_valkey
+from tests.helpers.watched_commands import Watch
 from tests.helpers.workers import run_bursts, start_worker
 
 PASSPHRASE = "correct horse"
 DATABASE_NUMBER = 1
 """Not database 0: to select another one needs a right, too."""
-
-ONLY_ON_A_CLUSTER = {"cluster|slots"}
-OF_THE_TEST = {"config|resetstat", "acl|log", "hello"}
-END = "that-was-all"
 
 
 def with_password(role: Role) -> list[str]:
@@ -82,55 +78,6 @@ def as_user(settings: Settings, role: Role) -> Settings:
 
 def connect(settings: Settings, role: Role) -> Chat:
     return Chat.connect(settings=as_user(settings, role))
-
-
-class Watch:
-    """Sees which commands the server runs, in functions too, and whether it refuses any."""
-
-    def __init__(self, admin: "redis.Redis") -> None:
-        self._admin = admin
-        self.used: set[str] = set()
-        admin.acl_log_reset()
-
-    @contextmanager
-    def looking(self) -> Iterator[None]:
-        self._admin.config_resetstat()
-        yield
-        commandstats = self._admin.info("commandstats")
-        ran = {name.removeprefix("cmdstat_") for name, each in commandstats.items() if each["calls"]}
-        self.used |= ran - OF_THE_TEST
-        assert self._admin.acl_log() == []
-
-    @contextmanager
-    def listing(self) -> Iterator[set[tuple[str, str]]]:
-        """Look closely: gather which commands functions run, and on which kinds of keys."""
-        commands: set[tuple[str, str]] = set()
-        pool = self._admin.connection_pool
-        where = {**pool.connection_kwargs, "socket_timeout": None}
-        with redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **where)).monitor() as monitor:
-            reader = Thread(target=self._gather, args=(monitor, commands), daemon=True)
-            reader.start()
-            try:
-                yield commands
-            finally:
-                self._admin.echo(END)
-                reader.join(10)
-
-    def _gather(self, monitor: Any, commands: set[tuple[str, str]]) -> None:
-        for heard in monitor.listen():
-            words = heard["command"].split()
-            if words == ["ECHO", END]:
-                return
-            if heard["client_type"] == "lua":
-                name = "|".join(words[:2]) if words[0] == "XGROUP" else words[0]
-                keys = [word for word in words[1:4] if word.startswith("im:{")][: 2 if name == "RENAME" else 1]
-                commands.update((name.lower(), kind_of(key) or "") for key in keys)
-
-    def unused(self, role: Role) -> set[str]:
-        """The rights of a role, without those on keys of rq, that it has not used."""
-        rules = " ".join(role.rules).partition(" (~rq:*")[0].replace("(", "").replace(")", "").split()
-        allowed = {rule.removeprefix("+") for rule in rules if rule.startswith("+") and not rule.startswith("+@")}
-        return allowed - ONLY_ON_A_CLUSTER - self.used
 
 
 def kinds_of_rights(role: Role) -> set[tuple[str, str]]:
