@@ -6,7 +6,7 @@
 -- A deletion holds the lock of a repair, with a token of its own kind.
 
 local DELETION = '^delete:'   -- tokens of deletions
-local MOST_SCANNED = 2000     -- dirty receipts that one step looks at
+local MOST_SCANNED = 1000     -- dirty receipts that one step looks at
 
 -- im_delete_begin: begin or resume the deletion of a group, or renew the caller's lock.
 -- Keys: group_locks, meta, journal, deleting, groups, creating, unnotified, rewrites. Arguments: gid, token, entry (packed): only
@@ -50,10 +50,12 @@ define_locked('im_delete_receipts', function(keys, args)
     end
     local page = redis.call('ZSCAN', keys[1 + number], cursor, 'COUNT', 500)
     cursor, left = page[1], left - #page[2] / 2 - 1
+    local own = {}
     for i = 1, #page[2], 2 do
-      if string.sub(page[2][i], 1, #prefix) == prefix then
-        redis.call('ZREM', keys[1 + number], page[2][i])
-      end
+      own[#own + 1] = string.sub(page[2][i], 1, #prefix) == prefix and page[2][i] or nil
+    end
+    for first = 1, #own, MAX_UNPACKED do
+      redis.call('ZREM', keys[1 + number], unpack(own, first, math.min(first + MAX_UNPACKED - 1, #own)))
     end
     number = cursor == '0' and number + 1 or number
   end
