@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imcore import msgid as msgids
-from imcore.errors import GroupExists, InvalidInput, NotMember, NotSender, UnknownGroup, UnknownMessage
+from imcore.errors import GroupExists, InvalidInput, NotAllowed, NotMember, NotSender, UnknownGroup, UnknownMessage
 
 
 @dataclass
@@ -69,6 +69,8 @@ class ModelGroup:
 
     messages: list[ModelMessage] = field(default_factory=list)
     spans: list[ModelSpan] = field(default_factory=list)
+    receipts_policy: str = "names"
+    asked_by: str = "sender"
 
     @property
     def newest(self) -> int:
@@ -139,6 +141,8 @@ class Model:
 
     groups: dict[str, ModelGroup] = field(default_factory=dict)
     acks: int = 0
+    receipts_off: set[str] = field(default_factory=set)
+    """Users each of whose acks is private."""
 
     def group(self, gid: str) -> ModelGroup:
         """The group, or UnknownGroup."""
@@ -222,6 +226,8 @@ class Model:
 
     def ack(self, gid: str, uid: str, msgid: str | None = None) -> tuple[str | None, bool]:
         """Move the offset forward to a message of the group, or to the newest; return it and whether it moved."""
+        if uid in self.receipts_off:
+            return self.ack_in_private(gid, uid, msgid)
         group = self.group(gid)
         span = group.current(uid)
         target = group.newest if msgid is None else group.with_msgid(msgid).seq
@@ -273,6 +279,17 @@ class Model:
     def unmark(self, gid: str, uid: str) -> int:
         self.group(gid).current(uid).mark = None
         return self.unread(uid, gid)
+
+    def may_ask(self, gid: str, by: str, message: ModelMessage) -> bool:
+        """Whether a member may ask about a message. Raise NotMember, NotAllowed."""
+        group = self.group(gid)
+        span = group.current(by)
+        if group.receipts_policy == "off":
+            raise NotAllowed
+        return message.sender_uid == by or (group.asked_by == "members" and message.seq > span.joined)
+
+    def knows_names(self, gid: str, by: str) -> bool:
+        return self.group(gid).receipts_policy == "names" and by not in self.receipts_off
 
     def groups_of(self, uid: str) -> list[str]:
         """The gids of the groups that the user is a member of, in their order."""
