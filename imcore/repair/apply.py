@@ -240,27 +240,26 @@ class _Attempt(Planner):
 
     def _restore_bookmarks(self, plan: Plan) -> set[str]:
         """Put bookmarks right on both sides; return the uids who changed theirs meanwhile, or joined or left."""
-        live = window.bookmarks(self._client, self._k)
-        changes = self.backlog, self._window.changes()[self._gid]  # of before and after Redis was read
-        bookmarks = Bookmarks(
-            queries.bookmarks(self._database, [self._gid]),
-            live,
-            changes,
-            bound=plan.bound,
-            latest_change=plan.latest_change,
-        )
-        members = {row.uid: row for row in plan.rows if row.left_msgid is None and row.uid in bookmarks.uids}
-        scores = self._client.query("ZMSCORE", self._k.acked, *members) if members else ()
-        for row, score in zip(list(members.values()), scores, strict=True):
-            members[row.uid] = row._replace(acked_msgid=window.packed_score(float(score or 0)))
+        live, stored = window.bookmarks(self._client, self._k), list(queries.bookmarks(self._database, [self._gid]))
+        if not (live or stored or self.backlog.bookmarks):
+            return set()
+        later, latest = self._window.changes()[self._gid], plan.latest_change
+        bookmarks = Bookmarks(stored, live, self.backlog, later, bound=plan.bound, latest_change=latest)
+        members = self._at_offsets([row for row in plan.rows if row.left_msgid is None and row.uid in bookmarks.uids])
         wanted = bookmarks.orders(members, plan.newest, packed(plan.journal_end), is_older=self._is_older)
         corrections.set_bookmarks(self._database, self._gid, wanted.in_sql, wanted.gone)
         self._marks = wanted.marks
-        missed: set[str] = set()
+        missed = wanted.changing
         for batch in batches(wanted.in_redis, PAGE):
             numbers = self._client.call(repair_calls.bookmarks(self._group_lock, batch))
             missed.update(batch[number].uid for number in numbers)
         return missed
+
+    def _at_offsets(self, rows: Sequence[SpanRow]) -> dict[str, SpanRow]:
+        """Return open spans with the offsets of Redis, by uid."""
+        scores = self._client.query("ZMSCORE", self._k.acked, *(row.uid for row in rows)) if rows else ()
+        offsets = (window.packed_score(float(score or 0)) for score in scores)
+        return {row.uid: row._replace(acked_msgid=at) for row, at in zip(rows, offsets, strict=True)}
 
     def _restore_rest(self, plan: Plan) -> None:
         """Restore recalls, own messages past the offsets, and client_msgids."""

@@ -7,9 +7,8 @@ counts, as it may be the newer one.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -101,11 +100,16 @@ class BookmarkPair:
 
 @dataclass(slots=True)
 class BookmarkOrders:
-    """What to do about the bookmarks of one group; `gone` are users who are no members and have damaged rows in SQL."""
+    """What to do about the bookmarks of one group.
+
+    `gone` are users who are no members and have damaged rows in SQL. `changing` are those who changed their bookmarks
+    as these were read: they are to be read again.
+    """
 
     in_redis: list[BookmarkOrder] = field(default_factory=list)
     in_sql: list[BookmarkRow] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
+    changing: set[str] = field(default_factory=set)
     marks: dict[str, int] = field(default_factory=dict)
     """The marks behind offsets, by uid."""
 
@@ -117,21 +121,24 @@ class Bookmarks:
         self,
         stored: Iterable[BookmarkRow],
         live: Mapping[str, str],
-        changes: Sequence[Changes],
+        backlog: Changes,
+        later: Changes | None = None,
         *,
         bound: int,
         latest_change: int,
     ) -> None:
-        """Compare those of SQL, with changes of the journal, and the texts of Redis, by uid.
+        """Compare those of SQL, with the backlog of the journal, and the texts of Redis, by uid.
 
-        No position is above `bound`, and no row was changed by a journal entry after `latest_change` (packed).
+        `later` are changes since the backlog was read. No position is above `bound`, and no row was changed by a
+        journal entry after `latest_change` (packed).
         """
         self._live = live
         self._bound = bound
         self._rows = {row.uid: row for row in stored}
         self._damaged = {uid for uid, row in self._rows.items() if _is_damaged(row, latest_change)}
         self._latest = {uid: row for uid, row in self._rows.items() if uid not in self._damaged}
-        for row in chain.from_iterable(each.bookmarks.values() for each in changes):
+        self._changing = later.bookmarks if later else {}
+        for row in (*backlog.bookmarks.values(), *self._changing.values()):
             self._latest[row.uid] = max(self._latest.get(row.uid, row), row, key=attrgetter("changed"))
         self.uids = {*live, *self._rows, *self._latest}
 
@@ -179,6 +186,9 @@ class Bookmarks:
         for uid in sorted(self.uids.intersection(members)):
             pair = self.pair(members[uid], members[uid].acked_msgid)
             desired = pair.desired(newest, is_older=is_older)
+            if not pair.is_sound and uid in self._changing:
+                orders.changing.add(uid)
+                continue
             if order := pair.order(desired):
                 orders.in_redis.append(order)
             if row := pair.row(desired, version):

@@ -271,7 +271,7 @@ class GroupComparison:
         bound = state.highest_offset(max(self._meta.last or 0, *(row.msgid for row in newest), 0), now_ms())
         journal = self._client.space.journal(self._client.space.partition_of(self._gid))
         latest_change = window.latest_change(window.end_of(self._client, journal))
-        return Bookmarks(stored, live, [self._backlog], bound=bound, latest_change=latest_change)
+        return Bookmarks(stored, live, self._backlog, bound=bound, latest_change=latest_change)
 
     def _scores(self, rows: Sequence[SpanRow]) -> Iterator[SpanState]:
         k, keys = self._k, [key_of(row) for row in rows]

@@ -65,7 +65,7 @@ class Planner:
         # Above that of each row, and not above those of later journal entries.
         version = max(packed(journal_end), max((row.changed for row in desired), default=0) + 1)
         latest_change, stored = window.latest_change(journal_end), queries.bookmarks(self._database, [self._gid])
-        bookmarks = Bookmarks(stored, {}, [self.backlog], bound=bound, latest_change=latest_change)
+        bookmarks = Bookmarks(stored, {}, self.backlog, bound=bound, latest_change=latest_change)
         plan = Plan(
             base=base,
             trim=self._trim(meta, base),

@@ -42,7 +42,7 @@ def checked_group(valkey: str, sqlite_url: str) -> Iterator[Chat]:
         chat.recall(GID, nth(chat, 25), by="ann", admin=True)
         chat.send("other", "hello", sender_uid="ann")
         chat.ack("bob", GID, nth(chat, 15), private=True)
-        chat.ack("ann", GID)
+        chat.ack("ann", GID, nth(chat, 13))
         chat.mark_unread("ann", GID, nth(chat, 11))
         persist(chat)
         trim(chat.system, keep_messages=20)

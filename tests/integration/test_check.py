@@ -344,7 +344,7 @@ def test_check_reports_an_impossible_offset_that_both_sides_have(chat: Chat) -> 
     chat.system.client.driver.zadd(k.acked, {"bob": offset})
     chat.system.client.driver.xgroup_setid(k.stream, "bob", msgids.unpack(offset))
     sql("UPDATE group_spans SET acked_msgid = :offset WHERE gid = :gid AND uid = 'bob'", offset=offset)(chat, k)
-    (difference,) = check(chat.system)
+    (difference,) = (each for each in check(chat.system) if each.what.startswith("offset"))
     assert difference.redis == difference.sql == f"{msgids.unpack(offset)}: no message can have that id"
 
 

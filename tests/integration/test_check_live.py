@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.admin.retention import trim
-from imcore.errors import NotMember, TryAgain, UnknownMessage
+from imcore.errors import InvalidInput, NotMember, TryAgain, UnknownMessage
 from imcore.repair import check as check_module
 from imcore.repair.check import check
 from imcore.repair.compare import GroupComparison
@@ -70,7 +71,8 @@ def test_repair_mends_damage_while_the_system_runs(chat: Chat, valkey: str, sqli
     # Given
     k = chat.system.client.space.group(GID)
     with Crowd(valkey, sqlite_url):
-        for damage in (lose_message, redis("ZREM", "acked", "bob"), redis("DEL", "left"), redis("DEL", "own_unacked")):
+        lost = redis("DEL", "left"), redis("DEL", "own_unacked"), redis("DEL", "ahead"), redis("DEL", "bookmarks")
+        for damage in (lose_message, redis("ZREM", "acked", "bob"), *lost, redis("DEL", "ahead_acked")):
             chat.remove_members(GID, ["bob"])
             chat.add_members(GID, ["bob"])
             said(chat, 0, "bob")
@@ -90,7 +92,7 @@ class Crowd:
         self.trims = False
         self._stop = threading.Event()
         self._errors: list[BaseException] = []
-        tasks = (self._talk, self._ack, self._come_and_go, self._store, self._trim)
+        tasks = (self._talk, self._ack, self._move_otherwise, self._come_and_go, self._store, self._trim)
         self._chats = [opened(valkey, database_url) for _ in tasks]
         self._threads = [
             threading.Thread(target=self._run, args=(task, chat)) for task, chat in zip(tasks, self._chats, strict=True)
@@ -127,6 +129,15 @@ class Crowd:
         gid = chance.choice((GID, "other"))
         tallies = chat.status(gid, limit=5)
         chat.ack(chance.choice(UIDS), gid, chance.choice(tallies).message.msgid if tallies else None)
+
+    def _move_otherwise(self, chat: Chat, chance: random.Random) -> None:
+        """Let messages arrive, be read in private, and be marked unread."""
+        gid, uid = chance.choice((GID, "other")), chance.choice(UIDS)
+        for tally in chat.status(gid, limit=chance.randint(1, 6))[:1]:
+            msgid = tally.message.msgid
+            steps = [chat.delivered, chat.delivered, partial(chat.ack, private=True), chat.mark_unread]
+            with suppress(InvalidInput):  # no tombstone can be marked
+                chance.choice([*steps, lambda uid, gid, _: chat.unmark(uid, gid)])(uid, gid, msgid)
 
     def _come_and_go(self, chat: Chat, chance: random.Random) -> None:
         uid = chance.choice(UIDS)

@@ -43,7 +43,7 @@ end
 
 -- Move the offsets of members to a message, where they are before it; those who read in private move their bookmarks. Without a
 -- seq there is no such message, and nothing moves. Appends the others to `unmoved`, and groups the moves by where they began.
--- `bookmarks` are the records of the bookmarks that change, nil if nobody of the group can have anything beside the offset.
+-- `bookmarks` are the bookmarks that change, nil if nobody of the group can have anything beside the offset.
 local function move(keys, args, first, last, zeroth, packed, seq, unmoved, moves, bookmarks, is_private)
   local stream, acked, text, id = keys[2], keys[3], unmoved[1], seq and unpack_id(packed)
   local offsets = redis.call('ZMSCORE', acked, unpack(args, first, last))
@@ -115,7 +115,7 @@ define_for_group('im_ack', ALLOW_OOM, function(keys, args, head, newest, trimmed
     a = last + 1
   end
   append_records(keys[5], 'ack', args[1], 'moves', records)
-  append_records(keys[5], 'bookmarks', args[1], 'bookmarks', bookmarks or {})
+  append_bookmarks(keys[5], args[1], bookmarks or {})
   return answers
 end)
 
@@ -310,7 +310,7 @@ end
 -- Answer: that of position_of, or NOTMEMBER, NOMSG, FUTURE, TRIMMED, TOMBSTONE, UNSEEN for a message before the member joined, TOOOLD
 -- for one that is not among the newest MOST_MARKED. Errors: NOGROUP.
 define_for_group('im_mark', DENY_OOM, function(keys, args, head, last, trimmed)
-  local gid, uid, mark, records = args[1], args[3], 0, {}
+  local gid, uid, mark, changes = args[1], args[3], 0, {}
   local offset, joined = redis.call('ZSCORE', keys[3], uid), redis.call('ZSCORE', keys[6], uid)
   if not offset or not joined then
     return 'NOTMEMBER'
@@ -332,8 +332,8 @@ define_for_group('im_mark', DENY_OOM, function(keys, args, head, last, trimmed)
     end
   end
   if mark ~= old_mark then
-    change_bookmark(keys[7], joined, uid, private, mark, records)
-    append_records(keys[8], 'bookmarks', gid, 'bookmarks', records)
+    change_bookmark(keys[7], joined, uid, private, mark, changes)
+    append_bookmarks(keys[8], gid, changes)
     redis.call('SPUBLISH', args[2], table.concat({'p', gid, offset, '1'}, SEP))
   end
   return position_of(keys, uid, offset, decimal(private) .. ' ' .. decimal(mark), head, last, trimmed)

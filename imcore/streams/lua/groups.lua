@@ -212,7 +212,7 @@ end
 -- Arguments: gid, prefix of the inbox channels, then each uid. Answer: {members, seq, last}. Errors: NOGROUP.
 define_for_group('im_leave', ALLOW_OOM, function(keys, args, seq, last)
   local stream, acked, joined, left = keys[2], keys[3], keys[4], keys[5]
-  local records = {}
+  local changes = {}
   for i = 3, #args do
     local uid = args[i]
     local offset = redis.call('ZSCORE', acked, uid)
@@ -223,14 +223,14 @@ define_for_group('im_leave', ALLOW_OOM, function(keys, args, seq, last)
       add_closed_span(acked, joined, left, uid, from, last, offset)
       close_ahead(keys[7], keys[8], uid, uid .. SEP .. from, last, offset)
       if redis.call('HGET', keys[9], uid) then
-        change_bookmark(keys[9], from, uid, 0, 0, records)
+        change_bookmark(keys[9], from, uid, 0, 0, changes)
       end
       remove_member(stream, uid, keys[4 + 2 * i], keys[5 + 2 * i], args[1])
       append_entry(keys[6], 'kind', 'leave', 'gid', args[1], 'uid', uid, 'joined', from, 'left', decimal(last))
       notify(args[2], uid, {'l', args[1]})
     end
   end
-  append_records(keys[6], 'bookmarks', args[1], 'bookmarks', records)
+  append_bookmarks(keys[6], args[1], changes)
   return {member_count(acked, left), seq, decimal(last)}
 end)
 

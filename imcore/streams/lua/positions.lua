@@ -17,24 +17,21 @@ local function own_floor(offset, mark)
   return mark > 0 and math.min(offset, mark) or offset
 end
 
--- Store a bookmark, and add it to the records of a journal entry, which are grouped by the bookmark.
-local function change_bookmark(bookmarks, joined, uid, private, mark, records)
+-- Store a bookmark, and note it among the changes of a journal entry: uids, and by uid the bookmark that it has now.
+local function change_bookmark(bookmarks, joined, uid, private, mark, changes)
   if private == 0 and mark == 0 then
     redis.call('HDEL', bookmarks, uid)
   else
     redis.call('HSET', bookmarks, uid, decimal(private) .. ' ' .. decimal(mark))
   end
-  local bookmark = table.concat({joined, decimal(private), decimal(mark)}, SEP)
-  local record = records[bookmark]
-  if not record then
-    record = {bookmark}
-    records[bookmark], records[#records + 1] = record, record
+  if not changes[uid] then
+    changes[#changes + 1] = uid
   end
-  record[#record + 1] = uid
+  changes[uid] = table.concat({joined, decimal(private), decimal(mark)}, SEP)
 end
 
--- Append an entry about offsets (`ack`), positions of delivery (`delivered`) or bookmarks (`bookmarks`), each group of records
--- being a table that `move`, `deliver` or `change_bookmark` made. Without records: nothing.
+-- Append an entry about offsets (`ack`), positions of delivery (`delivered`) or bookmarks (`bookmarks`), each record being a table
+-- that `move`, `deliver` or `append_bookmarks` made. Without records: nothing.
 local function append_records(journal, kind, gid, name, records)
   if records[1] then
     local texts = {}
@@ -45,26 +42,40 @@ local function append_records(journal, kind, gid, name, records)
   end
 end
 
+-- Append an entry about the bookmarks that have changed. Users with the same one are one record.
+local function append_bookmarks(journal, gid, changes)
+  local records = {}
+  for _, uid in ipairs(changes) do
+    local record = records[changes[uid]]
+    if not record then
+      record = {changes[uid]}
+      records[changes[uid]], records[#records + 1] = record, record
+    end
+    record[#record + 1] = uid
+  end
+  append_records(journal, 'bookmarks', gid, 'bookmarks', records)
+end
+
 -- Let a member read in private up to a message. Returns the member's offset, with a `p` before it if that made less unread.
-local function read_in_private(bookmarks, joined, uid, offset, packed, records)
+local function read_in_private(bookmarks, joined, uid, offset, packed, changes)
   local private, mark = parse_bookmark(redis.call('HGET', bookmarks, uid))
   local at = tonumber(offset)
   local new_private = packed > math.max(at, private) and packed or private
   local new_mark = packed >= mark and 0 or mark
   if new_private ~= private or new_mark ~= mark then
-    change_bookmark(bookmarks, joined, uid, new_private, new_mark, records)
+    change_bookmark(bookmarks, joined, uid, new_private, new_mark, changes)
   end
   local has_advanced = unread_position(at, new_private, new_mark) > unread_position(at, private, mark)
   return (has_advanced and 'p' or '') .. offset
 end
 
 -- Correct what lies beside an offset after an ack: a bookmark that the ack has passed goes.
-local function pass_bookmark(bookmarks, joined, uid, value, offset, packed, records)
+local function pass_bookmark(bookmarks, joined, uid, value, offset, packed, changes)
   local private, mark = parse_bookmark(value)
   local new_private = private > math.max(offset, packed) and private or 0
   local new_mark = packed >= mark and 0 or mark
   if new_private ~= private or new_mark ~= mark then
-    change_bookmark(bookmarks, joined, uid, new_private, new_mark, records)
+    change_bookmark(bookmarks, joined, uid, new_private, new_mark, changes)
   end
 end
 

@@ -233,12 +233,12 @@ local function rewind_span(keys, span, began, lost, arrived_lost)
 end
 
 -- Let a member's private position go back likewise, and the bookmark belong to the span that goes on.
-local function rewind_bookmark(bookmarks, uid, began, joined, offset, lost, records)
+local function rewind_bookmark(bookmarks, uid, began, joined, offset, lost, changes)
   local private, mark = parse_bookmark(redis.call('HGET', bookmarks, uid))
   local back = private >= lost[1] and lost[2] or private
   back = back > offset and back or 0
   if back ~= private or began ~= joined and private + mark > 0 then
-    change_bookmark(bookmarks, joined, uid, back, mark, records)
+    change_bookmark(bookmarks, joined, uid, back, mark, changes)
   end
 end
 
@@ -289,7 +289,7 @@ define_locked('im_repair_swap', function(keys, args)
     fields[2], fields[12] = seq, lost == '' and fields[12] or '0'
     redis.call('XADD', shadow, newest, unpack(fields))
   end
-  local moves, deliveries, records = {}, {}, {}
+  local moves, deliveries, changes = {}, {}, {}
   for i = 13, #args, 11 do
     local n = {}
     for j = 3, 10 do
@@ -306,7 +306,7 @@ define_locked('im_repair_swap', function(keys, args)
         deliveries[#deliveries + 1] = table.concat({joined, args[i + 4], decimal(arrived), uid}, SEP)
       end
       if key == uid then
-        rewind_bookmark(keys[13], uid, began, joined, offset, {n[9], n[10]}, records)
+        rewind_bookmark(keys[13], uid, began, joined, offset, {n[9], n[10]}, changes)
       end
     end
   end
@@ -315,7 +315,7 @@ define_locked('im_repair_swap', function(keys, args)
   end
   append_moves(journal, 'ack', gid, moves)
   append_moves(journal, 'delivered', gid, deliveries)
-  append_records(journal, 'bookmarks', gid, 'bookmarks', records)
+  append_bookmarks(journal, gid, changes)
   raise_last_id(shadow, args[10], seq)
   create_consumer_groups(shadow, acked, trimmed, trimmed_seq)
   redis.call('UNLINK', stream)  -- a stream that is renamed over is freed before the next call, however large it is
