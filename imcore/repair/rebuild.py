@@ -19,7 +19,7 @@ from typing import Self
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, RefusedError, TryAgain
 from imcore.model.rows import Batch, GroupRow, Head
-from imcore.repair import deletion
+from imcore.repair import deletion, policies
 from imcore.repair.apply import mend
 from imcore.repair.bulk_apply import BulkApply
 from imcore.repair.desired import oldest_client_msgid, trim_point
@@ -246,6 +246,7 @@ class _Rebuild:
                 self._bring_back(heads)
                 yield
             yield
+        policies.restore(self._system, range(self._space.partitions))
 
     def _end_deletions(self) -> None:
         """Delete the rows of groups whose deletion was begun: they are of no group. A worker does the rest."""

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterable
 
 from imcore import msgid as msgids
+from imcore.repair import policies
 from imcore.repair.apply import Mended, id_above, mend
 from imcore.repair.compare import differences, oldest_of
 from imcore.repair.locks import PartitionLock
@@ -54,6 +55,8 @@ def reconcile(system: System, partition: int) -> Mended:
                     back = f"{mended.restored} lost messages are back, {mended.renumbered} have another seq"
                     log.warning("group %r: %s", gid, back)
             lock.renew()
+        if restored := policies.restore(system, [partition]):
+            log.warning("partition %d: %d receipt policies are as SQL has them", partition, restored)
         system.client.call(repair_calls.set_watermarks(system.client.space, partition, marks))
         return done
 

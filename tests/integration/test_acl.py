@@ -203,9 +203,9 @@ def test_only_a_worker_may_delete_a_group(settings: Settings) -> None:
         run_bursts(as_user(settings, WORKER), "persist", "receipts")
         with pytest.raises(ConfigurationError, match="im acl"):
             chat.delete_group("team")
-        assert chat.group("team").messages == 10
+        assert chat.group("team").messages == 11
     with connect(settings, WORKER) as chat:
-        assert chat.delete_group("team").messages == 10
+        assert chat.delete_group("team").messages == 11
         assert chat.groups_of("ann") == ["dm:3:ann:bob", "other"]
 
 

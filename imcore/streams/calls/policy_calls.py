@@ -67,10 +67,13 @@ def reads_in_private(space: Keyspace, partition: int, uid: str) -> Call[bool]:
     return Call("", (), ("SISMEMBER", space.receipts_off(partition), uid), lambda answer: answer == 1)
 
 
-def set_receipts(space: Keyspace, partition: int, uid: str, *, is_off: bool) -> Call[int]:
-    """Set in one partition whether a user's receipts are off; answers 1 if that is new."""
-    is_own = partition == space.partition_of(uid)
-    keys = (space.receipts_off(partition), *[space.journal(partition)] * is_own)
+def set_receipts(space: Keyspace, partition: int, uid: str, *, is_off: bool, is_journalled: bool = True) -> Call[int]:
+    """Set in one partition whether a user's receipts are off; answers 1 if that is new.
+
+    In the partition of the uid it is the user's choice, which the journal notes, unless it is only put back.
+    """
+    is_choice = is_journalled and partition == space.partition_of(uid)
+    keys = (space.receipts_off(partition), *[space.journal(partition)] * is_choice)
     return Call("im_set_receipts", keys, (uid, "off" if is_off else "on"), int, writes=True)
 
 

@@ -31,7 +31,7 @@ end)
 
 -- im_set_receipts: let a user read in private only, in all groups of one partition, or no longer. The partition of the uid has the
 -- user's choice, and notes it in its journal; the others have copies.
--- Keys: receipts_off, and in the partition of the uid its journal. Arguments: uid, `on` or `off`. Answer: 1 if that is new.
+-- Keys: receipts_off, and in the partition of the uid its journal, unless the choice is only put back. Arguments: uid, `on` or `off`. Answer: 1 if that is new.
 define('im_set_receipts', ALLOW_OOM, function(keys, args)
   local is_new = redis.call(args[2] == 'off' and 'SADD' or 'SREM', keys[1], args[1])
   if is_new == 1 and keys[2] then
