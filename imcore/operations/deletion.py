@@ -46,6 +46,13 @@ class CheckWritable(SqlQuery[None]):
 
 
 @dataclass(frozen=True, slots=True)
+class CheckTables(CheckWritable):
+    """See the same of a database that need not have the data."""
+
+    needs_data: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True)
 class BindDatabase(SqlQuery[None]):
     """Let a database with tables and no data be the one of this data, as the first worker does."""
 
@@ -55,7 +62,6 @@ class BindDatabase(SqlQuery[None]):
     needs_data: ClassVar[bool] = False
 
     def run(self, database: "Database") -> None:
-        database.check_version()
         if database.meta("dataset") is None:
             database.bind(self.partitions, self.dataset)
 
@@ -94,17 +100,22 @@ def new_token() -> str:
 def delete_group(gid: str, *, on_progress: OnProgress = lambda _: None) -> Effects[DeletedGroup]:
     """Delete a group, or resume that."""
     check_name(gid, "gid")
-    yield from _check_database()
+    binding = yield from _check_database()
     if (yield from call(group_calls.rebuilding())):
         raise TryAgain("Redis is being rebuilt from SQL: delete the group once that has ended")
     space = yield from GetKeyspace()
     lock = GroupLock(space.group(gid), new_token())
     begun = yield from _begin(lock)
+    if binding:
+        yield from binding
     return (yield from _delete(lock, begun, on_progress))
 
 
-def _check_database() -> Effects[None]:
-    """See whether the database can be written, and has the data of Redis; or none, if no worker has stored any."""
+def _check_database() -> Effects[BindDatabase | None]:
+    """See whether the database can be written, and has the data of Redis.
+
+    It may have none, if no worker has stored any: return what binds it then.
+    """
     try:
         yield from CheckWritable()
     except DatabaseNotReady:
@@ -113,8 +124,9 @@ def _check_database() -> Effects[None]:
         stored = yield from call_many(deletion_calls.have_stored(space))
         if dataset is None or any(stored):
             raise
-        yield from BindDatabase(space.partitions, dataset)
-        yield from CheckWritable()
+        yield from CheckTables()
+        return BindDatabase(space.partitions, dataset)
+    return None
 
 
 def resume(gid: str, *, born_before: int, token: str, on_progress: OnProgress) -> Effects[DeletedGroup]:
