@@ -46,19 +46,24 @@ def reconcile(system: System, partition: int) -> Mended:
         after = msgids.first_at(msgids.time_ms(min(lost)) - RECENT_MS) if lost else NEVER
         raise_journals(system, [partition], marks.values())
         system.client.call(repair_calls.raise_versions(system.client.space, partition))
-        done = Mended()
-        for gids in batches(gids_of(system, [partition]), GROUPS_AT_ONCE):
-            for gid, each in differences(system, gids, after=after).items():
-                if not all(difference.unsure for difference in each):
-                    mended = mend(system, gid, since=oldest_of(each), lock=lock, is_older=bool(lost))
-                    done = done.plus(mended)
-                    back = f"{mended.restored} lost messages are back, {mended.renumbered} have another seq"
-                    log.warning("group %r: %s", gid, back)
-            lock.renew()
+        done = _mend_groups(system, partition, lock, after, is_older=bool(lost))
         if restored := policies.restore(system, [partition]):
             log.warning("partition %d: %d receipt policies are as SQL has them", partition, restored)
         system.client.call(repair_calls.set_watermarks(system.client.space, partition, marks))
         return done
+
+
+def _mend_groups(system: System, partition: int, lock: PartitionLock, after: int, *, is_older: bool) -> Mended:
+    done = Mended()
+    for gids in batches(gids_of(system, [partition]), GROUPS_AT_ONCE):
+        for gid, each in differences(system, gids, after=after).items():
+            if not all(difference.unsure for difference in each):
+                mended = mend(system, gid, since=oldest_of(each), lock=lock, is_older=is_older)
+                done = done.plus(mended)
+                back = f"{mended.restored} lost messages are back, {mended.renumbered} have another seq"
+                log.warning("group %r: %s", gid, back)
+        lock.renew()
+    return done
 
 
 def raise_journals(system: System, partitions: Iterable[int], watermarks: Iterable[int]) -> None:

@@ -3,7 +3,6 @@
 import re
 import reprlib
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 
 from imcore import msgid
 from imcore.errors import InvalidInput
-from imcore.gateway.request import packed_msgid
 
 HIGHEST = 2**53 - 1
 packed_ids = st.integers(1, HIGHEST)
@@ -152,12 +150,6 @@ def test_the_first_id_at_a_time_is_the_lowest_of_it(packed: int) -> None:
 def test_before_the_epoch_every_id_is_later() -> None:
     assert msgid.first_at(0) == 0
     assert msgid.first_at(msgid.EPOCH_MS) == 0
-
-
-@pytest.mark.parametrize("given", [["1767225600000-0"], {}, b"1767225600000-0", 1767225600000, None, "1767225600000"])
-def test_what_a_client_says_that_it_received_is_a_text_and_a_msgid(given: Any) -> None:
-    with pytest.raises(InvalidInput, match="msgid"):
-        packed_msgid(given)
 
 
 def text_of(half: tuple[int, int]) -> str:
