@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import cleandoc
 from io import BufferedIOBase
@@ -178,6 +178,19 @@ def confirm(question: str, *, yes: bool) -> None:
     if not (output.is_terminal(sys.stdin) and output.is_terminal(sys.stderr)):
         raise RefusedError(f"{question} There is no terminal to ask on: repeat it with --yes if it is meant")
     click.confirm(output.safe(question), abort=True, err=True)
+
+
+def chosen(values: Iterable[str], choices: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return what NAME=VALUE arguments choose, by name. Raise UsageError for another name or value."""
+    known = ", ".join(f"{name}={'|'.join(possible)}" for name, possible in choices.items())
+    named: dict[str, str] = {}
+    for each in values:
+        name, _, value = each.partition("=")
+        if name not in choices or value not in choices[name]:
+            raise click.UsageError(f"{each!r} cannot be set: give {known}")
+        if named.setdefault(name, value) != value:
+            raise click.UsageError(f"{name} is set twice: give one of {named[name]} and {value}")
+    return named
 
 
 def let_signals_end() -> None:

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache, lru_cache
 
+from imcore.errors import InvalidInput
 from imcore.model.direct import gid_of, pair_of
 
 DIRECT = "dm:"
@@ -140,6 +141,13 @@ def to_gid(text: str, uid: str) -> str:
     """Return the gid that a user means by a gid or by `dm:bob`, the chat with bob. Raise InvalidInput."""
     peer = peer_in(text)
     return text if peer is None else gid_of(peer, uid)
+
+
+def gid_alone(text: str) -> str:
+    """Return a gid that is given without a user. Raise InvalidInput for `dm:bob`."""
+    if (peer := peer_in(text)) is not None:
+        raise InvalidInput(f"{text!r} does not say whose chat with {peer!r} is meant: its gid is in `im group list`")
+    return text
 
 
 def in_sentence(text: str) -> str:

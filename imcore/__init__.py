@@ -9,14 +9,27 @@ if TYPE_CHECKING:
     from imcore.chat import Chat
     from imcore.gateway.async_gateway import AsyncGateway
     from imcore.gateway.async_listener import AsyncListener
-    from imcore.gateway.fanout import Event, Gap, Joined, Left, NewMessage, ReceiptsChanged, Session, SessionStart
+    from imcore.gateway.fanout import (
+        Event,
+        Gap,
+        Joined,
+        Left,
+        NewMessage,
+        PositionMoved,
+        ReceiptsChanged,
+        Session,
+        SessionStart,
+    )
     from imcore.gateway.gateway import Gateway
     from imcore.gateway.listener import Listener
     from imcore.model.values import (
         Ack,
         Draft,
         Group,
+        GroupPolicy,
         HistoryPage,
+        InboxEntry,
+        InboxPage,
         Member,
         Message,
         MessageStatus,
@@ -25,6 +38,8 @@ if TYPE_CHECKING:
         Receipt,
         Tally,
         Unread,
+        UserPolicy,
+        Why,
     )
     from imcore.settings import Settings
 
@@ -39,7 +54,10 @@ __all__ = [
     "Gap",
     "Gateway",
     "Group",
+    "GroupPolicy",
     "HistoryPage",
+    "InboxEntry",
+    "InboxPage",
     "Joined",
     "Left",
     "Listener",
@@ -48,6 +66,7 @@ __all__ = [
     "MessageStatus",
     "MessageTally",
     "NewMessage",
+    "PositionMoved",
     "Reader",
     "Receipt",
     "ReceiptsChanged",
@@ -56,6 +75,8 @@ __all__ = [
     "Settings",
     "Tally",
     "Unread",
+    "UserPolicy",
+    "Why",
     "errors",
     "msgid",
 ]
@@ -70,8 +91,8 @@ _PLACES = {
     "Settings": "settings",
     "errors": "errors",
     "msgid": "msgid",
-    **dict.fromkeys(("NewMessage", "Event", "ReceiptsChanged", "Gap", "Joined", "Left"), "gateway.fanout"),
-    **dict.fromkeys(("Session", "SessionStart"), "gateway.fanout"),
+    **dict.fromkeys(("Event", "NewMessage", "ReceiptsChanged", "PositionMoved", "Gap"), "gateway.fanout"),
+    **dict.fromkeys(("Joined", "Left", "Session", "SessionStart"), "gateway.fanout"),
 }
 """The modules of what is not in `model.values`; `errors` and `msgid` are modules themselves."""
 

@@ -1,6 +1,6 @@
 """Chat: groups, messages, acks, and who has read what. The public API."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Self, Unpack
 
@@ -11,25 +11,25 @@ from imcore.gateway.options import SessionOptions
 from imcore.gateway.request import StartMode
 from imcore.model.values import (
     Ack,
+    DeletedGroup,
     Delivery,
     Draft,
     Group,
     HistoryPage,
+    InboxPage,
     Member,
     Message,
-    MessageStatus,
-    MessageTally,
     Receipt,
-    Tally,
     Unread,
 )
-from imcore.operations import groups, history, messages, positions, queries, sessions, tallies
+from imcore.operations import deletion, groups, history, inbox, messages, positions, queries, sessions
 from imcore.operations.performer import Performer
+from imcore.operations.read_status import ReadStatus
 from imcore.settings import Settings
 from imcore.system import System
 
 
-class Chat:
+class Chat(ReadStatus):
     """One connection to the system.
 
     Every method raises InvalidInput for a name, content or msgid that cannot exist, UnknownGroup for an unknown gid,
@@ -84,6 +84,15 @@ class Chat:
     def remove_members(self, gid: str, uids: Iterable[str]) -> Group:
         """End memberships. What a leaver had read stays read. A uid that is no member is ignored."""
         return self.performer.perform(groups.remove_members(gid, uids))
+
+    def delete_group(self, gid: str) -> DeletedGroup:
+        """Delete a group, its messages and all receipts, in Redis and in SQL; return how many messages it had.
+
+        From the first step on there is no such group for anybody. A process that dies, or an error after that, leaves
+        the rest to the same call again, or to a worker. A new group may have the gid once all is gone. Raise TryAgain
+        while the group is created, repaired or deleted by another process; DatabaseUnavailable, DatabaseNotReady.
+        """
+        return self.performer.perform(deletion.delete_group(gid))
 
     def group(self, gid: str) -> Group:
         """Return what a group is now."""
@@ -246,35 +255,15 @@ class Chat:
         """Return what a user has not read in each of their groups, by gid; own messages do not count."""
         return self.performer.perform(positions.unread(uid))
 
-    def status(self, gid: str, *, limit: int = 20) -> list[MessageTally]:
-        """Return the tallies of the newest messages (0: of all), oldest first."""
-        return self.performer.perform(tallies.status(gid, limit=limit))
+    def inbox(self, uid: str, *, limit: int = 50, after: str | None = None, unread_only: bool = False) -> InboxPage:
+        """Return a page of a user's groups, at most `limit` (1 to 500), and the totals of all their groups.
 
-    def tally(self, gid: str, msgid: str) -> Tally:
-        """Return how many have read a message and how many have not. Raise UnknownMessage."""
-        return self.performer.perform(tallies.tally(gid, msgid))
-
-    def tallies(self, gid: str, msgids: Iterable[str]) -> list[Tally]:
-        """Return how many have read each of these messages and how many have not. Unknown msgids are left out."""
-        return self.performer.perform(tallies.tallies(gid, msgids))
-
-    def message_status(self, gid: str, msgid: str) -> MessageStatus:
-        """Return who has read a message, and when, and who has not. Raise UnknownMessage.
-
-        The times are None before a worker has stored any, and while the database is away, which is logged as a warning.
+        The group with the latest message comes first. Messages from before the user joined, recalled ones and
+        tombstones do not count; groups without another one come last, by gid. `after` is the `next` of the page before:
+        a group that has moved up meanwhile does not come again. `unread_only`: only groups with unread messages. Raise
+        InvalidInput.
         """
-        return self.performer.perform(tallies.message_status(gid, msgid))
-
-    def receipts(self, uid: str, *, limit: int | None = None) -> list[Receipt]:
-        """Return the tallies of the user's own messages that changed since they were confirmed, by gid and age.
-
-        They come again until `confirm_receipts` confirms them.
-        """
-        return self.performer.perform(sessions.receipts(uid, limit=limit))
-
-    def confirm_receipts(self, uid: str, receipts: Sequence[Receipt]) -> int:
-        """Confirm receipts. A receipt that changed again meanwhile stays. Return how many are confirmed."""
-        return self.performer.perform(sessions.confirm_receipts(uid, receipts))
+        return self.performer.perform(inbox.inbox(uid, limit=limit, after=after, unread_only=unread_only))
 
     def gateway(self, **options: Unpack[SessionOptions]) -> Gateway:
         """Return a gateway: the live sessions of many users over one connection.

@@ -79,7 +79,7 @@ class TryAgain(ImError):
 
 
 class GroupUnderWay(TryAgain):
-    """Another process creates the group."""
+    """Another process creates or deletes the group."""
 
 
 class GroupAbandoned(GroupUnderWay):
@@ -116,6 +116,10 @@ class DatabaseOpening(DatabaseUnavailable):
 
 class DatabaseReplaced(DatabaseUnavailable):
     """The database that was in use is gone, or another one has its place."""
+
+
+class GroupDeleted(DatabaseUnavailable):
+    """The group was deleted while its rows were about to be written: nothing was."""
 
 
 class DatabaseRejected(ImError):

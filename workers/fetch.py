@@ -32,6 +32,16 @@ class WorkItem:
     members: list[str] = field(default_factory=list)
     """The first members of a new group that are still to be written."""
     problem: str | None = None
+    is_void: bool = False
+    """Whether the group was deleted since: nothing of the entry is stored."""
+
+    @property
+    def gid(self) -> str | None:
+        gid: str | None = getattr(self.entry.event, "gid", None)
+        return gid
+
+    def forget(self) -> None:
+        self.messages, self.members, self.problem, self.is_void = [], [], None, True
 
 
 def fetch(client: RedisClient, database: Database, items: Sequence[WorkItem]) -> None:
@@ -62,7 +72,7 @@ def member_pages(client: RedisClient, item: WorkItem, size: int) -> Iterator[lis
 
     A group that cannot be read is a problem of the item. Raise the client's errors that concern all.
     """
-    if not isinstance(item.entry.event, Created):
+    if item.is_void or not isinstance(item.entry.event, Created):
         return
     try:
         for uids in batches(stream_from_redis(client, first_members(item.entry.event.gid)), size):

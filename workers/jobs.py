@@ -27,6 +27,7 @@ from imcore.admin import append_only, retention, server_settings
 from imcore.errors import ConfigurationError, ImError, RedisFull, TryAgain
 from imcore.metrics import WorkerMetrics
 from imcore.process import Stopped, WorkerSignals
+from imcore.repair import rewriting
 from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import open_client
@@ -58,6 +59,7 @@ def trim() -> dict[str, int]:
     """Trim as the settings say; return how many entries and rows were dropped."""
     with closing(System.connect(settings=Settings.from_env())) as system:
         system.client.upgrade()
+        rewriting.rewrite_all(system.client)
         summary = retention.trim(system)
         rewritten = append_only.forget_withdrawn(system)
     log.info(

@@ -9,16 +9,20 @@ themselves.
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from imcore import msgid as msgids
 from imcore.admin import append_only
 from imcore.errors import DatabaseRejected, DatabaseUnavailable, ImError
 from imcore.metrics import WorkerMetrics
-from imcore.model.rows import Batch, BookmarkRow, ConfirmRow, GroupRow, MoveRow, SpanRow, WatermarkRow
+from imcore.model.rows import Batch, BookmarkRow, ConfirmRow, GroupRow, MoveRow, SpanRow, UserRow, WatermarkRow
 from imcore.msgid import NONE
+from imcore.operations import user_policies
+from imcore.operations.performer import perform_in_redis
+from imcore.repair.rewriting import Rewriting
 from imcore.settings import Settings
+from imcore.sql import deletion
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
 from imcore.streams.events import (
@@ -29,9 +33,11 @@ from imcore.streams.events import (
     Delivered,
     Entry,
     Malformed,
+    PolicySet,
     Sent,
     SpanBegun,
     SpanEnded,
+    UserSet,
 )
 from imcore.streams.journal import Journal
 from imcore.workers.fetch import StoredMessage, WorkItem, fetch, member_counts, member_pages
@@ -73,11 +79,14 @@ class Persist:
         self._metrics = metrics or WorkerMetrics(KIND)
         self._journal = Journal(client, KIND, settings, self._metrics)
         self._watch = watch
+        self._rewriting = Rewriting(client)
         self._batch_size = settings.batch_size
         self._in_hand: list[Entry] = []
         self._member_counts: dict[str, int] = {}
         """Of the groups that the entries in hand create, by gid."""
         self._next = 0.0
+        self._deletions: dict[str, int] = {}
+        """The entries of the deletions of the groups in hand, by gid."""
 
     def step(self) -> int:
         """Handle one batch, waiting a moment for it; return how many entries are handled.
@@ -96,6 +105,7 @@ class Persist:
     def _step(self) -> int:
         if self._journal.lease.is_held:
             self._journal.renew()  # also while nothing may be taken: a worker that waits is not dead
+            self._rewriting.look(self._journal.renew)
         if self._watch.look():
             self._drop_batch()
         if not self._in_hand:
@@ -122,6 +132,7 @@ class Persist:
     def _persist(self, entries: Sequence[Entry]) -> int:
         items = [WorkItem(entry) for entry in entries]
         fetch(self._client, self._database, items)
+        self._forget_deleted(items)
         for item in items:
             if isinstance(item.entry.event, Malformed):
                 item.problem = item.entry.event.reason
@@ -131,9 +142,23 @@ class Persist:
             append_only.note_recalled(self._client, _recalled(sound))
             self._write(sound)
         written = [item.entry for item in _sound(items)]
+        self._spread(written)
         self._count(written)
         self._journal.done(written)
         return len(written) + sum(self._journal.fail(item.entry, item.problem) for item in items if item.problem)
+
+    def _forget_deleted(self, items: Sequence[WorkItem]) -> None:
+        """Forget what is about deleted groups. A deletion is known here before anything of its group leaves Redis."""
+        gids = {item.gid for item in items if item.gid is not None}
+        self._deletions = {gid: each.entry for gid, each in deletion.known(self._database, gids).items()}
+        for item in items if self._deletions else ():
+            if item.gid is not None and item.entry.version <= self._deletions.get(item.gid, 0):
+                item.forget()
+
+    def _spread(self, written: Sequence[Entry]) -> None:
+        """Copy what users chose to all partitions: the process that set it may have died over that."""
+        for uid in {entry.event.uid for entry in written if isinstance(entry.event, UserSet)}:
+            perform_in_redis(self._client, user_policies.spread(uid))
 
     def _count(self, written: Sequence[Entry]) -> None:
         """Count the messages of entries that are in SQL now, by the millisecond in which they were sent."""
@@ -168,6 +193,7 @@ class Persist:
         try:
             batch = batch_of(items)
             batch.marks = marks
+            batch.known_deletions = self._deletions
             self._database.write(batch)
         except DatabaseRejected as error:
             if len(items) == 1:
@@ -192,14 +218,8 @@ def batch_of(items: Sequence[WorkItem]) -> Batch:
     offsets: Positions = {}
     delivered: Positions = {}
     for item in items:
-        event = item.entry.event
-        if isinstance(event, Sent):
-            _add_messages(item.messages, batch, offsets)
-        elif isinstance(event, Acked):
-            _add_moves(event, item.entry.version, batch, offsets)
-        elif isinstance(event, Delivered):
-            _add_delivered(event, delivered)
-        else:
+        if not item.is_void:
+            _add_positions(item, batch, offsets, delivered)
             _add_rows(item, batch)
     for spans in offsets.keys() | delivered.keys():
         gid, joined, uids = spans
@@ -207,6 +227,16 @@ def batch_of(items: Sequence[WorkItem]) -> Batch:
         ahead = arrived if arrived > acked else None
         batch.spans += (SpanRow(gid, uid, joined, None, 0, acked, ahead) for uid in uids)
     return batch
+
+
+def _add_positions(item: WorkItem, batch: Batch, offsets: Positions, delivered: Positions) -> None:
+    event = item.entry.event
+    if isinstance(event, Sent):
+        _add_messages(item.messages, batch, offsets)
+    elif isinstance(event, Acked):
+        _add_moves(event, item.entry.version, batch, offsets)
+    elif isinstance(event, Delivered):
+        _add_delivered(event, delivered)
 
 
 def _add_delivered(event: Delivered, positions: Positions) -> None:
@@ -222,16 +252,21 @@ def _add_rows(item: WorkItem, batch: Batch) -> None:
     elif isinstance(event, SpanEnded):
         batch.spans.append(SpanRow(*event, changed=version, acked_msgid=event.joined))
     elif isinstance(event, BookmarksSet):
-        batch.bookmarks += (
-            BookmarkRow(event.gid, uid, joined, private, mark, version)
-            for joined, private, mark, uids in event.bookmarks
-            for uid in uids
-        )
+        batch.bookmarks += _bookmarks(event, version)
+    elif isinstance(event, PolicySet):
+        batch.groups.append(GroupRow(event.gid, item.entry.time_ms, event.receipts, event.asked_by, version))
+    elif isinstance(event, UserSet):
+        batch.users.append(UserRow(event.uid, event.receipts, version))
     elif isinstance(event, Confirmed):
         batch.confirms += (ConfirmRow(*tally) for tally in event.tallies)
     elif isinstance(event, Created):
         batch.groups.append(GroupRow(event.gid, item.entry.time_ms))
         batch.spans += (SpanRow(event.gid, uid, NONE, None, version, NONE) for uid in item.members)
+
+
+def _bookmarks(event: BookmarksSet, version: int) -> Iterator[BookmarkRow]:
+    for joined, private, mark, uids in event.bookmarks:
+        yield from (BookmarkRow(event.gid, uid, joined, private, mark, version) for uid in uids)
 
 
 def _add_messages(messages: Sequence[StoredMessage], batch: Batch, offsets: Positions) -> None:
@@ -273,7 +308,7 @@ def _batch_length(entries: Sequence[Entry], member_counts: Mapping[str, int]) ->
 
 
 def _rows_of_moves(event: Acked | Delivered, known: set[Spans]) -> int:
-    """Return how many rows an entry makes. The offsets of `known` spans have rows already; add the entry's spans."""
+    """Return the most rows that an entry makes. Offsets of `known` spans have rows already; add the entry's spans."""
     rows = 0
     for joined, _, _, uids in event.moves:
         before = len(known)

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 
 from imcore import msgid as msgids
-from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable, ImError, TryAgain
+from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable, ImError, TryAgain, UnknownGroup
 from imcore.metrics import WorkerMetrics
 from imcore.operations.effects import raised
 from imcore.settings import Settings
+from imcore.sql import deletion
 from imcore.sql.database import Database
-from imcore.streams.calls import receipt_calls
+from imcore.streams.calls import deletion_calls, receipt_calls
 from imcore.streams.calls.journal_calls import CoalescingCounts
 from imcore.streams.calls.receipt_calls import Segment, TallyChange
 from imcore.streams.client import RedisClient
@@ -150,14 +151,16 @@ class ReceiptsWorker:
                 for digest in batches(own, LONGEST_DIGEST):
                     digests.append(receipt_calls.publish_receipts(self._client.space, gid, sender_uid, digest))
                     self._digests.append((gid, sender_uid, [change.msgid for change in digest]))
-        self._client.call_many(digests)
+        for published in self._client.call_each(digests):
+            if not isinstance(published, UnknownGroup):  # it was deleted just now
+                raised(published)
         return failed
 
     def _publish_positions(self, entries: Iterable[Entry]) -> None:
         """Tell the sessions of those who have read where they are now: another device may not know it."""
         calls = [
-            receipt_calls.publish_positions(self._client.space, gid, uids)
-            for gid, readers in readers_by_group(entries).items()
+            receipt_calls.publish_positions(self._client.space, gid, uids, bookmarks=bookmarks)
+            for (gid, bookmarks), readers in readers_by_group(entries).items()
             for uids in batches(readers, POSITIONS_PER_CALL)
         ]
         self._client.call_many(calls)
@@ -173,8 +176,18 @@ class ReceiptsWorker:
                 concerns_all = isinstance(error, TryAgain | ConfigurationError)
                 if concerns_all and not isinstance(error, _SQL_AWAY):
                     raise
-                changes[gid] = error
+                changes[gid] = self._unless_deleted(gid, error)
         return changes
+
+    def _unless_deleted(self, gid: str, error: ImError) -> list[TallyChange] | ImError:
+        """Return the error of a group, or that no tally has changed, as the group was deleted."""
+        if not isinstance(error, UnknownGroup):
+            return error
+        try:
+            is_deleted = any(self._client.call_many(deletion_calls.deleting(self._client.space, [gid])))
+            return [] if is_deleted or deletion.known(self._database, [gid]) else error
+        except _SQL_AWAY as away:
+            return away
 
     def _all_pages(self, gid: str, wanted: list[Segment], page: receipt_calls.TallyChanges) -> list[TallyChange]:
         """Return the changes of a first page and the pages after it, with those of trimmed messages from SQL."""
@@ -252,16 +265,18 @@ def acks_by_group(entries: Iterable[Entry]) -> dict[str, list[Move]]:
     return grouped((event.gid, move) for event in events for move in event.moves)
 
 
-def readers_by_group(entries: Iterable[Entry]) -> dict[str, list[str]]:
-    """Return by group the members who have read, in private or not."""
-    readers: dict[str, dict[str, None]] = {}
+def readers_by_group(entries: Iterable[Entry]) -> dict[tuple[str, bool], list[str]]:
+    """Return the members who have read, by group, and by whether their bookmarks have changed."""
+    readers: dict[str, dict[str, bool]] = {}
     for entry in entries:
         event = entry.event
-        if isinstance(event, Acked | BookmarksSet):
+        if isinstance(event, Acked):
             of_group = readers.setdefault(event.gid, {})
-            for each in event.moves if isinstance(event, Acked) else event.bookmarks:
-                of_group.update(dict.fromkeys(each.uids))
-    return {gid: list(uids) for gid, uids in readers.items()}
+            for move in event.moves:
+                of_group.update((uid, of_group.get(uid, False)) for uid in move.uids)
+        elif isinstance(event, BookmarksSet):
+            readers.setdefault(event.gid, {}).update((uid, True) for each in event.bookmarks for uid in each.uids)
+    return grouped(((gid, bookmark), uid) for gid, uids in readers.items() for uid, bookmark in uids.items())
 
 
 def coalescing_counts(entries: Iterable[Entry], digests: Iterable[Digest]) -> dict[int, CoalescingCounts]:

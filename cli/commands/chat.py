@@ -1,4 +1,4 @@
-"""Groups and their members; sending, pulling, confirming, recalling, and asking who has read what.
+"""Sending, pulling, confirming, recalling, and asking who has read what.
 
 They act for a user, whose local database they keep up to date.
 """
@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imcore.cli import output, records
-from imcore.cli.app import CommandGroup, Invocation, command, confirm, standard_input, yes_option
-from imcore.cli.catalogue import COMMANDS
-from imcore.cli.names import name, peer_in, to_gid
+from imcore.cli.app import Invocation, command, confirm, standard_input, yes_option
+from imcore.cli.names import gid_alone, name, peer_in, to_gid
 from imcore.device.local_database import LocalDatabase, Outgoing, path_of, try_out
 from imcore.errors import InvalidInput, LocalDatabaseError, TryAgain
 from imcore.model.meta import from_text, size_of
 from imcore.model.records import record_of, status_record, tally_record, with_peers
-from imcore.model.values import Draft, Group, Message
+from imcore.model.values import Draft, Message
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
@@ -103,14 +102,16 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
             _ack_newest(chat, uid, messages)
 
 
-@command("ack", example="im ack bob team\nim ack bob team 1767225600000-0")
+@command("ack", example="im ack bob team\nim ack bob team 1767225600000-0\nim ack bob team --private")
 @click.argument("uid")
 @click.argument("gid")
 @click.argument("msgid", required=False)
-def ack(run: Invocation, uid: str, gid: str, msgid: str | None) -> None:
+@click.option("--private", is_flag=True, help="For UID alone: less is unread, but the offset stays.")
+def ack(run: Invocation, uid: str, gid: str, msgid: str | None, private: bool) -> None:
     """Without MSGID: up to the newest. An older message than confirmed before changes nothing."""
     with run.chat() as chat:
-        run.show(records.records_for(chat, uid, [chat.ack(uid, to_gid(gid, uid), msgid)]), records.ACK_COLUMNS)
+        confirmed = chat.ack(uid, to_gid(gid, uid), msgid, private=private)
+        run.show(records.records_for(chat, uid, [confirmed]), records.ACK_COLUMNS)
 
 
 @command("unread", example="im unread bob")
@@ -132,8 +133,7 @@ def status(run: Invocation, gid: str, msgid: str | None, limit: int | None) -> N
     """
     if msgid is not None and limit is not None:
         raise click.UsageError("--limit is for the tallies of a group: leave it out, or leave MSGID out")
-    if (peer := peer_in(gid)) is not None:
-        raise InvalidInput(f"{gid!r} does not say whose chat with {peer!r} is meant: its gid is in `im group list`")
+    gid = gid_alone(gid)
     with run.chat() as chat:
         if msgid is None:
             tallies = chat.status(gid, limit=20 if limit is None else limit)
@@ -296,54 +296,3 @@ def _show_stored(run: Invocation, chat: "Chat", uid: str, message: "Message") ->
         output.flush()
     except output.OutputError as error:
         raise output.OutputError(f"{message.msgid} is stored, but {error}") from error
-
-
-group = CommandGroup("group", help=COMMANDS["group"][1], example="im group create team ann bob\nim group show team")
-
-
-@command("create", of=group, example="im group create team ann bob cleo")
-@click.argument("gid")
-@click.argument("uids", metavar="[UID]...", nargs=-1)
-def create(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
-    """Create a group. The same group with the same members again changes nothing."""
-    with run.chat() as chat:
-        _show_count(run, chat.create_group(gid, uids))
-
-
-@command("add", of=group, example="im group add team dora emil")
-@click.argument("gid")
-@click.argument("uids", metavar="UID...", nargs=-1, required=True)
-def add(run: Invocation, gid: str, uids: tuple[str, ...]) -> None:
-    """Let users join a group. Members stay as they are."""
-    with run.chat() as chat:
-        _show_count(run, chat.add_members(gid, uids))
-
-
-@command("remove", of=group, example="im group remove team emil\nim group remove team emil --yes")
-@click.argument("gid")
-@click.argument("uids", metavar="UID...", nargs=-1, required=True)
-@yes_option
-def remove(run: Invocation, gid: str, uids: tuple[str, ...], yes: bool) -> None:
-    """Let members leave a group. What they had read stays read."""
-    confirm(f"Remove {', '.join(map(name, uids))} from {name(gid)}?", yes=yes)
-    with run.chat() as chat:
-        _show_count(run, chat.remove_members(gid, uids))
-
-
-@command("list", of=group, example="im group list")
-def list_(run: Invocation) -> None:
-    """List all groups, by gid."""
-    with run.chat() as chat:
-        run.show(map(record_of, chat.groups()), records.GROUP_COLUMNS)
-
-
-@command("show", of=group, example="im group show team")
-@click.argument("gid")
-def show(run: Invocation, gid: str) -> None:
-    """Show the members of a group, by uid: their offset, what they have not read, and who is online."""
-    with run.chat() as chat:
-        run.show(map(record_of, chat.members(gid)), records.MEMBER_COLUMNS)
-
-
-def _show_count(run: Invocation, changed: Group) -> None:
-    run.show([{"gid": changed.gid, "members": changed.members}], ("gid", "members"))

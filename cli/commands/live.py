@@ -19,6 +19,7 @@ from imcore.process import Stopped, StopSignals
 
 if TYPE_CHECKING:
     from imcore.chat import Chat
+    from imcore.gateway.listener import Item
     from imcore.gateway.options import SessionOptions
 
 
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
 )
 @no_local_option
 def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options: "Unpack[SessionOptions]") -> None:
-    """It is online, shows what was not acked and then what comes, own messages included, and the receipts of own
-    messages. What is acked has been shown. Everything is kept in the user's local database (see `im log`), and what
-    waits in its outbox is sent. While the server is away it waits.
+    """It is online, shows what was not acked and then what comes, own messages included, the receipts of own messages,
+    and what other devices of the user have read. What is acked has been shown. Everything is kept in the user's local
+    database (see `im log`), and what waits in its outbox is sent. While the server is away it waits.
     """
     from imcore.device.device import when_there  # noqa: PLC0415 (the help of a command need not wait for the Redis client)
 
@@ -58,15 +59,21 @@ def listen(run: Invocation, uid: str, *, no_ack: bool, no_local: bool, **options
             signals.defer()
             with_peer = records.peers_at(chat, uid)
             for event in events:
-                kind = "message" if isinstance(event, Message) else "receipt"
-                record = {"event": kind, **with_peer(record_of(event))}
+                record = _record_of(event, with_peer)
                 with signals.waiting():
                     _show(run, event, record)
     except Stopped:
         output.drop()  # its reader does not read
 
 
-def _show(run: Invocation, event: Message | Receipt, record: Record) -> None:
+def _record_of(event: "Item", with_peer: Callable[[Record], Record]) -> Record:
+    if isinstance(event, Message | Receipt):
+        kind = "message" if isinstance(event, Message) else "receipt"
+        return {"event": kind, **with_peer(record_of(event))}
+    return {"event": "position", **with_peer({"gid": event.gid, "last_ack_msgid": event.last_ack_msgid})}
+
+
+def _show(run: Invocation, event: "Item", record: Record) -> None:
     if run.json:
         run.show([record], ())
     else:
@@ -74,6 +81,8 @@ def _show(run: Invocation, event: Message | Receipt, record: Record) -> None:
         line = "  ".join(str(shown[column]) for column in records.MESSAGE_COLUMNS if column in shown)
         if isinstance(event, Receipt):
             line = f"{shown['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}"
+        elif not isinstance(event, Message):
+            line = f"{shown['gid']}  read on another device up to {event.last_ack_msgid or 'nothing'}"
         output.say(*output.fitted(sys.stdout, line))
     output.flush()
 
@@ -95,7 +104,7 @@ def _chat_of(run: Invocation, uid: str, no_local: bool) -> "Chat":
 
 def _events(
     run: Invocation, chat: "Chat", uid: str, stopping: Callable[[], bool], no_local: bool, options: "SessionOptions"
-) -> Generator[Message | Receipt]:
+) -> "Generator[Item]":
     from imcore.device.device import Device, watch  # noqa: PLC0415
 
     if no_local:

@@ -147,14 +147,16 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
     has handled are dropped, too, and so are read times that are older than IM_KEEP_READ_TIMES_MS, if that is set. Then
     each Redis rewrites its append-only file, so that dropped texts are on no disk any more; this waits for it.
 
-    Nobody sees a recalled text, and SQL does not have it any more. But it stays in Redis, and in the rewritten file,
-    until its message is dropped: by default when it is 30 days old, or 10,000 newer ones have come. If any stay, stderr
-    says so; `im trim --keep-messages 0` drops at once all messages that SQL has, and these texts with them.
+    Nobody sees a recalled text, and SQL does not have it any more. The worker `persist` rewrites the streams that still
+    have some within a minute; this rewrites them now, so that the new file has none. If any stay, as another process
+    has their groups, stderr says so.
     """
     from imcore.admin import append_only, retention  # noqa: PLC0415 (the help need not wait for the drivers)
+    from imcore.repair import rewriting  # noqa: PLC0415
 
     keep_ms = None if keep_days is None else round(keep_days * 24 * 60 * 60 * 1000)
     with closing(run.connect()) as system:
+        rewriting.rewrite_all(system.client)
         summary = retention.trim(system, keep_messages=keep_messages, keep_ms=keep_ms)
         why_not = None if summary.journal_entries else retention.held_up(system)
         with progress("servers") as shown:
@@ -164,10 +166,8 @@ def trim(run: Invocation, keep_messages: int | None, keep_days: float | None) ->
     if why_not:
         output.complain(why_not)
     if recalled and not run.json:
-        texts, their = ("text stays", "its message is") if recalled == 1 else ("texts stay", "their messages are")
-        keeps_none = 0 in {keep_messages, keep_ms}
-        until = "stored" if keeps_none else "past retention; --keep-messages 0 drops them now"
-        output.remark(f"{recalled} recalled {texts} in Redis until {their} {until}")
+        texts = "text stays" if recalled == 1 else "texts stay"
+        output.remark(f"{recalled} recalled {texts} in Redis until the worker persist rewrites the stream")
 
 
 @command("rebuild", example="im rebuild\nim rebuild --yes")

@@ -18,6 +18,7 @@ from imcore.model.direct import gid_of
 from imcore.model.values import Message, MessageTally
 from imcore.process import StopSignals
 from imcore.repair.check import check
+from imcore.sql.moves import movers_of
 from imcore.streams.consumers import worker_stats
 
 MESSAGES = 100
@@ -26,13 +27,16 @@ SENDERS = (MEMBERS[-1], *ONLINE[:2], SENDER, ABSENT)
 LEAVER, NEWCOMER, LATE_READER = ONLINE[-1], "newcomer", MEMBERS[100]
 KILLED_AFTER, BACK_AFTER, TURNING_POINT = 15, 30, 50
 LATE_READ = 60
+PUSHED_TO, PRIVATE = MEMBERS[101], MEMBERS[102]
+ARRIVED, MARKED = 20, 3
 ACK_EVERY = 10
 
 _QUESTION, _ANSWER = "Are you coming?", "On my way"
 _TABLES = ("group_msgs", "group_spans", "offset_moves", "msg_acks")
-_ACKS = text("SELECT SUM(json_array_length(uids)) FROM offset_moves WHERE gid = :gid")
+_MOVES = text("SELECT start, msgid, uids FROM offset_moves WHERE gid = :gid")
 _STORED_TALLIES = text(
-    """SELECT msgid, SUM(CASE WHEN if_ack THEN 1 ELSE 0 END), SUM(CASE WHEN if_ack THEN 0 ELSE 1 END)
+    """SELECT msgid, SUM(CASE WHEN if_ack THEN 1 ELSE 0 END), SUM(CASE WHEN if_ack THEN 0 ELSE 1 END),
+        SUM(CASE WHEN if_delivered THEN 1 ELSE 0 END)
     FROM msg_acks WHERE gid = :gid GROUP BY msgid"""
 )
 
@@ -137,6 +141,9 @@ def _play_live(claims: Claims, chat: Chat, sessions: ListenProcesses) -> None:
         _claim_receipts(claims, stage)
         _claim_one_to_one(claims, stage)
         _claim_absent(claims, stage)
+        claims.chapter("Did it arrive, and what have I not read? Two who are offline")
+        _claim_delivered(claims, chat, stage.msgids)
+        _claim_bookmark(claims, chat, stage.msgids)
     codes = sessions.stop()
     claims.hold(not any(codes.values()), f"the sessions ended in order: {codes}")
 
@@ -249,6 +256,31 @@ def _claim_absent(claims: Claims, stage: Stage) -> None:
     )
 
 
+def _claim_delivered(claims: Claims, chat: Chat, sent: Sequence[str]) -> None:
+    """Claim that what has arrived is counted apart from what is read."""
+    for msgid in sent[:ARRIVED]:
+        chat.delivered(PUSHED_TO, GID, msgid)
+    past_a_hole = chat.delivered(PUSHED_TO, GID, sent[ARRIVED + 1])
+    only_arrived = [tally.delivered - tally.read for tally in chat.status(GID, limit=0)]
+    claims.hold(
+        only_arrived == [1] * ARRIVED + [0] * (MESSAGES - ARRIVED) and not past_a_hole.advanced,
+        f"{PUSHED_TO}'s phone got {ARRIVED} messages by push notifications: delivered to one more than have read them,",
+        "but not the one after a message that did not come",
+    )
+
+
+def _claim_bookmark(claims: Claims, chat: Chat, sent: Sequence[str]) -> None:
+    """Claim that a user's bookmark is the user's own."""
+    before = chat.status(GID, limit=0)
+    chat.ack(PRIVATE, GID, private=True)
+    [read] = chat.unread(PRIVATE)
+    marked = chat.mark_unread(PRIVATE, GID, sent[-MARKED])
+    claims.hold(
+        (read.unread, marked.unread) == (0, MARKED) and chat.status(GID, limit=0) == before,
+        f"{PRIVATE} has read all in private and marked the last {MARKED} unread: no tally and no name tells of it",
+    )
+
+
 def _is_stored(chat: Chat) -> bool:
     return any(worker.worker == "persist" and not worker.backlog for worker in worker_stats(chat.system.client))
 
@@ -266,7 +298,8 @@ def _claim_storage(claims: Claims, chat: Chat) -> None:
     counts = {name: text(f"SELECT COUNT(*) FROM {name} WHERE gid = :gid") for name in _TABLES}  # noqa: S608 (our names)
     with chat.system.database.connection() as connection:
         rows = {name: connection.scalar(query, {"gid": GID}) for name, query in counts.items()}
-        acks = connection.scalar(_ACKS, {"gid": GID}) or 0
+        moves = connection.execute(_MOVES, {"gid": GID}).all()
+    acks = len({(start, to, uid) for start, to, uids in moves for uid, _ in movers_of(uids)})
     receipts = rows.pop("msg_acks")
     claims.hold(
         (rows["group_msgs"], rows["group_spans"]) == (MESSAGES, len({*MEMBERS, NEWCOMER})),
@@ -285,9 +318,9 @@ def _claim_storage(claims: Claims, chat: Chat) -> None:
 def _claim_sql(claims: Claims, chat: Chat) -> None:
     """Claim that the tallies of SQL are those of Redis, and that SQL knows the time of each reading."""
     with chat.system.database.connection() as connection:
-        stored = {row[0]: (row[1], row[2]) for row in connection.execute(_STORED_TALLIES, {"gid": GID})}
+        stored = {row[0]: tuple(row[1:]) for row in connection.execute(_STORED_TALLIES, {"gid": GID})}
     tallies = chat.status(GID, limit=0)
-    live = {msgids.pack(t.message.msgid): (t.read, t.unread) for t in tallies}
+    live = {msgids.pack(t.message.msgid): (t.read, t.unread, t.delivered) for t in tallies}
     claims.hold(stored == live, f"the tallies of msg_acks are the same for all {len(stored)} messages")
     status = chat.message_status(GID, tallies[TURNING_POINT].message.msgid)
     times = [reader.read_at for reader in status.read_by if reader.read_at]

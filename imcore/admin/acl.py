@@ -22,13 +22,14 @@ _CONNECTING = ("+@connection", "-@dangerous", "+cluster|slots")
 """Commands of a new connection. By category: Redis 7.0 refuses rules that name CLIENT SETINFO, which is newer."""
 
 _QUERIES = (
-    *("fcall_ro", "time", "exists", "hget", "hkeys", "hmget", "lindex", "llen", "smembers", "sscan"),
+    *("fcall_ro", "time", "exists", "hget", "hkeys", "hmget", "lindex", "llen", "lrange"),
+    *("sismember", "smembers", "sscan"),
     *("xrange", "xrevrange"),
     *("zcard", "zcount", "zmscore", "zrange", "zrangebyscore", "zscan", "zscore"),
 )
 
 _INSPECTIONS = (
-    *("get", "info", "lrange", "memory|usage", "pttl", "sismember"),
+    *("get", "info", "memory|usage", "pttl"),
     *("xinfo|consumers", "xinfo|groups", "xlen", "xpending"),
 )
 """Further commands of `im stats`, `im health`, `im dead` and `im check`."""
@@ -41,19 +42,22 @@ _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("stream",): ("xgroup|create", "xgroup|destroy", "xgroup|setid"),
     ("stream", "journal"): ("xadd",),
     ("journal",): ("xdel",),  # replaces an entry whose id cannot be packed
-    ("acked", "joined", "left", "ahead", "ahead_acked", "recalled", "sessions", "online"): ("zadd",),
+    (*("acked", "joined", "left", "ahead", "ahead_acked"), *("recalled", "rewrites", "sessions", "online")): ("zadd",),
     ("acked", "joined", "ahead", "ahead_acked", "dirty", "sessions", "online"): ("zrem",),
     ("online_ms",): ("get", "set"),
     ("sessions",): ("pexpireat",),
-    ("receipts_off",): ("smismember",),
     ("groups", "groups_of"): ("sadd",),
     ("groups_of",): ("srem",),
     ("own_unacked",): ("lpush", "rpush", "ltrim", "lrem", "unlink"),
     ("idempotency_older",): ("unlink",),
+    ("bookmarks",): ("hexists",),
+    ("receipts_off",): ("sadd", "smismember", "srem"),
+    ("last_seen",): ("zadd",),
 }
 """Commands of the functions for users' calls, by the kinds of keys on which they run."""
 
-_USER_KEYS = dict.fromkeys(kind for kinds in _USER_COMMANDS for kind in kinds)
+_USER_KEYS = dict.fromkeys([*(kind for kinds in _USER_COMMANDS for kind in kinds), "deleting"])
+"""The kinds of keys of these functions; they only read `deleting`."""
 
 _CHANGES = (
     *("fcall", "hset", "rpush", "sadd", "spublish", "srem", "xadd", "xgroup|create", "xgroup|destroy", "xgroup|setid"),
@@ -66,9 +70,14 @@ _MAINTENANCE = (
 )
 """Further commands for journals, digests, retention and repair."""
 
+_OF_DELETED_GROUPS = (
+    *("meta", "acked", "joined", "left", "recalled", "idempotency_newer", "ahead", "ahead_acked", "bookmarks"),
+)
+"""The kinds of keys that nobody but a deletion removes."""
+
 _REPLACEMENTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("own_unacked", "rebuilt", "shadow"): ("del", "unlink"),
-    ("idempotency_older",): ("unlink",),
+    ("idempotency_older", "stream", *_OF_DELETED_GROUPS): ("unlink",),
     ("version",): ("set",),
 }
 """Commands that delete or replace a whole key: a worker may run them on some kinds of keys only."""
@@ -84,7 +93,8 @@ _OF_RQ = (
 """The keys of rq: all commands that are not dangerous, on these keys only."""
 
 _ONE_PER_PARTITION = {
-    *("journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "unnotified", "receipts_off"),
+    *("journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "unnotified"),
+    *("rewrites", "deleting", "receipts_off", "last_seen"),
 }
 """Kinds with one key per partition. All others have one per gid or uid."""
 

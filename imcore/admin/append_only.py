@@ -1,7 +1,8 @@
 """Recalled texts in Redis' append-only files: they stay there until a file is rewritten.
 
-The send writes a text to the file, and each rewrite copies it from the stream, until `trim` drops its entry. So the
-worker `persist` notes every recalled message. The note is deleted after a rewrite that began after the trim.
+The send writes a text to the file, and each rewrite copies it from the stream, until a worker has freed the stream of
+it (`imcore.repair.rewriting`) or a trim has dropped its entry. So the worker `persist` notes every recalled message.
+The note is deleted after a rewrite that began later.
 """
 
 import logging
@@ -11,6 +12,7 @@ from typing import Any
 
 from redis.exceptions import NoPermissionError, ResponseError
 
+from imcore import msgid as msgids
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable
 from imcore.streams import wire
 from imcore.streams.client import CHUNK, RedisClient
@@ -44,7 +46,7 @@ def note_recalled(client: RedisClient, messages: Iterable[tuple[str, int]]) -> N
 def forget_withdrawn(system: System, *, always: bool = False, on_progress: Progress | None = None) -> int:
     """Remove recalled texts from SQLite's log and Redis' append-only files; return the number of rewrites.
 
-    Call it after a trim: only texts that no stream holds any more are removed. With `always` files that hold none are
+    Only texts that no stream holds any more are removed. With `always` files that hold none are
     rewritten, too. A refusal, a rewrite longer than LONGEST_S and a reader of SQLite's log are logged as warnings.
     Raise RedisUnavailable.
     """
@@ -55,25 +57,24 @@ def forget_withdrawn(system: System, *, always: bool = False, on_progress: Progr
                 "once they have ended",
                 system.database.address,
             )
-    trimmed = [note for note, is_trimmed in _notes(system) if is_trimmed]
-    return _rewrite_all(system.client, trimmed, on_progress) if trimmed or always else 0
+    gone = [note for note, is_gone in _notes(system) if is_gone]
+    return _rewrite_all(system.client, gone, on_progress) if gone or always else 0
 
 
 def count_kept(system: System) -> int:
-    """Return the number of recalled texts in streams, from where each rewrite copies them until `trim`."""
-    return sum(not is_trimmed for _, is_trimmed in _notes(system))
+    """Return the number of recalled texts in streams, from where each rewrite copies them."""
+    return sum(not is_gone for _, is_gone in _notes(system))
 
 
 def _notes(system: System) -> Iterator[tuple[bytes, bool]]:
-    """Yield the note of each recalled message, and whether the message was trimmed from its stream."""
+    """Yield the note of each recalled message, and whether its text has left the stream."""
     client = system.client
     for batch in batches(client.query("ZRANGE", WITHDRAWN, 0, -1), CHUNK):
         notes = [wire.text(note).rpartition(SEPARATOR) for note in batch]
-        metas = [client.space.group(gid).meta for gid, _, _ in notes]
-        bounds = client.query_many([("HGET", meta, "trimmed") for meta in metas])
-        exists = client.query_many([("EXISTS", meta) for meta in metas])
-        for note, (_, _, msgid), bound, group_exists in zip(batch, notes, bounds, exists, strict=True):
-            yield note, not group_exists or int(msgid) <= int(bound or 0)
+        messages = [(client.space.group(gid).stream, msgids.unpack(int(msgid))) for gid, _, msgid in notes]
+        pages = client.query_many([("XRANGE", stream, msgid, msgid) for stream, msgid in messages])
+        for note, page in zip(batch, pages, strict=True):
+            yield note, not any(wire.has_text(wire.values_of(fields)) for _, fields in page)
 
 
 def _rewrite_all(client: RedisClient, notes: Sequence[bytes], on_progress: Progress | None) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from imcore import msgid as msgids
-from imcore.errors import DatabaseUnavailable
+from imcore.errors import DatabaseUnavailable, UnknownGroup
 from imcore.model.limits import check_limit
 from imcore.model.rows import MessageRow
 from imcore.model.values import Group
@@ -153,7 +153,7 @@ def _trim_stream(system: System, limit: _Limit) -> int:
 def _trim_up_to(system: System, gid: str, bound: int) -> int:
     try:
         return system.client.call(message_calls.trim(system.client.space, gid, bound))
-    except Trimmed:
+    except (Trimmed, UnknownGroup):
         return 0  # by another process
 
 

@@ -21,7 +21,8 @@ from imcore.errors import (
     TryAgain,
     UnknownGroup,
 )
-from imcore.gateway.listener import Listener
+from imcore.gateway.fanout import PositionMoved
+from imcore.gateway.listener import Item, Listener
 from imcore.gateway.options import SessionOptions
 from imcore.model.direct import gid_of, is_direct, peer_of
 from imcore.model.limits import check_content, check_name, check_resume_points
@@ -188,7 +189,7 @@ class Device:
                 for member in self._chat.members(gid):
                     self._local.note_peer(gid, member.uid)
 
-    def live(self, stopping: Callable[[], bool], **options: Unpack[SessionOptions]) -> Iterator[Message | Receipt]:
+    def live(self, stopping: Callable[[], bool], **options: Unpack[SessionOptions]) -> Iterator[Item]:
         """Yield what a live session brings, until `stopping()`; wait for the server while it is away.
 
         Each item is in the local database before it is yielded, and is acked afterwards: items that were yielded and
@@ -218,7 +219,7 @@ class Device:
                 known[gid] = min(known[gid], msgids.unpack(offset), key=msgids.position_of)
         return known
 
-    def _items(self, listener: Listener, stopping: Callable[[], bool]) -> Iterator[Message | Receipt]:
+    def _items(self, listener: Listener, stopping: Callable[[], bool]) -> Iterator[Item]:
         yielded: dict[str, str] = {}
         connection, is_idle = None, True
         while not stopping():
@@ -236,7 +237,7 @@ class Device:
                 self._tallies_backoff.succeeded()
                 self._begin_tallies()
             # Resume after yielded messages only: if this process is killed before, the next one yields the others.
-            self._local.keep(items, yielded)
+            self._local.keep((item for item in items if not isinstance(item, PositionMoved)), yielded)
             yielded = {item.gid: item.msgid for item in items if isinstance(item, Message)}
             self._learn_peers(yielded)
             yield from items
@@ -254,7 +255,7 @@ class Device:
         else:
             self._wait(self._outbox_backoff, flushed.stopped_by, "the outbox waits: %s")
 
-    def _try_tallies(self, items: Iterable[Message | Receipt]) -> bool:
+    def _try_tallies(self, items: Iterable[Item]) -> bool:
         """Ask for the tallies of new own messages, and for a page of older ones; return whether that was the last page.
 
         If that fails, all are asked for later, beginning with the newest.
@@ -311,9 +312,7 @@ class Device:
             self._log.note(error, text)
 
 
-def watch(
-    chat: Chat, uid: str, stopping: Callable[[], bool], **options: Unpack[SessionOptions]
-) -> Iterator[Message | Receipt]:
+def watch(chat: Chat, uid: str, stopping: Callable[[], bool], **options: Unpack[SessionOptions]) -> Iterator[Item]:
     """Yield what a live session without a local database brings, acked once it was yielded. Raise UnknownUser."""
     with suppress(_Stopped), when_there(lambda: chat.listen(uid, **options), stopping) as listener:
         while not stopping():

@@ -14,7 +14,7 @@ from imcore.model.records import Record
 from imcore.model.rows import SpanRow
 from imcore.repair import window
 from imcore.sql import queries
-from imcore.streams.calls import journal_calls
+from imcore.streams.calls import journal_calls, span_calls
 from imcore.streams.events import SpanEnded
 
 
@@ -63,7 +63,7 @@ class Export:
         if uid is not None:
             spans = [span if span.uid == uid else _without_positions(span) for span in spans]
         client_msgids, before = ClientMsgids(), self.renamed
-        timeline = Timeline(gid, spans, client_msgids)
+        timeline = Timeline(gid, spans, client_msgids, self._bookmark(gid, uid))
         yield timeline.begin()
         for after, until in parts:
             for message in self._chat.performer.stream(reader.messages(gid, after, until)):
@@ -72,6 +72,11 @@ class Export:
                 self.renamed = before + client_msgids.renamed
         self._chat.group(gid)
         yield from timeline.end()
+
+    def _bookmark(self, gid: str, uid: str | None) -> tuple[int, int]:
+        """Return the bookmark of the user whose data this is. A group's export has what others may know, too."""
+        client = self._chat.system.client
+        return (0, 0) if uid is None else client.call(span_calls.bookmark(client.space, gid, uid))
 
     def _left_groups(self, uid: str) -> Iterator[str]:
         """Yield groups that a user has left: those that SQL has, and those of which only the journals tell so far.
@@ -103,4 +108,4 @@ def _parts_of(uid: str, spans: Iterable[SpanRow], newest: int) -> list[tuple[int
 
 
 def _without_positions(span: SpanRow) -> SpanRow:
-    return span._replace(acked_msgid=span.joined_msgid)
+    return span._replace(acked_msgid=span.joined_msgid, delivered_msgid=None)

@@ -60,9 +60,10 @@ def _spans_of(space: Keyspace, gid: str, began: dict[str, int]) -> Effects[_Span
     keys = list(began)
     offsets = yield from call(span_calls.offsets(space, gid, keys))
     ends = yield from call(span_calls.ends(space, gid, keys))
+    arrived = yield from call(span_calls.deliveries(space, gid, keys))
     return {
-        (uid_of(key), joined): SpanRow(gid, uid_of(key), joined, left, 0, acked)
-        for (key, joined), acked, left in zip(began.items(), offsets, ends, strict=True)
+        (uid_of(key), joined): SpanRow(gid, uid_of(key), joined, left, 0, acked, delivered)
+        for (key, joined), acked, left, delivered in zip(began.items(), offsets, ends, arrived, strict=True)
         if acked is not None and (left is None) == (SEPARATOR not in key)
     }
 
@@ -71,8 +72,11 @@ def _clipped(span: SpanRow, last: int) -> Iterator[SpanRow]:
     """Yield a span as it was when a message was the newest, unless it began later or has no message."""
     left = None if span.left_msgid is None or span.left_msgid > last else span.left_msgid
     if span.joined_msgid <= last and left != span.joined_msgid:
-        acked = min(span.acked_msgid, last if left is None else left)
-        yield span._replace(left_msgid=left, acked_msgid=max(acked, span.joined_msgid))
+        end = last if left is None else left
+        acked = max(min(span.acked_msgid, end), span.joined_msgid)
+        delivered = min(span.delivered_msgid or 0, end)
+        ahead = delivered if delivered > acked else None
+        yield span._replace(left_msgid=left, acked_msgid=acked, delivered_msgid=ahead)
 
 
 def messages(gid: str, after: int, until: int) -> Pages[Message]:

@@ -27,17 +27,22 @@ class _Named(NamedTuple):
 class Timeline:
     """The events of a group. Give it the messages in order; in memory are spans, and recalled messages without recall.
 
-    A span has `joined_msgid`, `left_msgid` (None: it is open) and `acked_msgid`.
+    A span has `joined_msgid`, `left_msgid` (None: it is open), `acked_msgid` and `delivered_msgid`.
     """
 
-    def __init__(self, gid: str, spans: Iterable[SpanRow], client_msgids: ClientMsgids) -> None:
+    def __init__(
+        self, gid: str, spans: Iterable[SpanRow], client_msgids: ClientMsgids, bookmark: tuple[int, int] = (0, 0)
+    ) -> None:
+        """`bookmark` is that of the user whose open span is the last one; see `lua/positions.lua`."""
         self._gid = gid
         self._client_msgids = client_msgids
         in_order = sorted(spans, key=lambda span: (span.uid, span.joined_msgid))
         self._open = [span for span in in_order if span.left_msgid is None]
         # Sorted with the next one last. At one place memberships end before others begin.
         self._changes = sorted((change for span in in_order for change in _changes(span)), reverse=True)
-        self._offsets = sorted({span.acked_msgid for span in in_order}, reverse=True)
+        self._private, self._mark = bookmark
+        places = {place for span in in_order for place in (span.acked_msgid, span.delivered_msgid) if place is not None}
+        self._offsets = sorted({*places, self._private, self._mark + 1}, reverse=True)
         self._at_offset: dict[int, _Named | None] = {}
         """By offset the newest message of the file that it covers."""
         self._newest: _Named | None = None
@@ -69,6 +74,7 @@ class Timeline:
             yield self._event("recall", recalled.sender_uid, client_msgid=recalled.client_msgid)
         for span in self._open:
             yield from self._positions(span)
+            yield from self._bookmark(span)
 
     def _until(self, msgid: int) -> Iterator[Record]:
         """Yield the memberships that began or ended at a message (packed) or before it."""
@@ -82,10 +88,23 @@ class Timeline:
 
     def _positions(self, span: SpanRow) -> Iterator[Record]:
         """Yield an event for each position of a span that is past its beginning."""
-        acked = self._at_offset[span.acked_msgid]
-        if acked and acked.msgid > span.joined_msgid:
-            recall = {"recall": True} if acked.of_recall else {}
-            yield self._event("ack", span.uid, client_msgid=acked.client_msgid, **recall)
+        yield from self._position("ack", span, span.acked_msgid)
+        if span.delivered_msgid is not None:
+            yield from self._position("delivered", span, span.delivered_msgid)
+
+    def _bookmark(self, span: SpanRow) -> Iterator[Record]:
+        """Yield what only the user may know. A mark whose message is not in the file, or too old, is left out."""
+        if self._private:
+            yield from self._position("ack", span, self._private, private=True)
+        marked = self._at_offset[self._mark + 1] if self._mark else None
+        if marked and marked.msgid == self._mark + 1 and not marked.of_recall:
+            yield self._event("mark", span.uid, client_msgid=marked.client_msgid)
+
+    def _position(self, type_: str, span: SpanRow, msgid: int, **more: object) -> Iterator[Record]:
+        named = self._at_offset[msgid]
+        if named and named.msgid > span.joined_msgid:
+            recall = {"recall": True} if named.of_recall else {}
+            yield self._event(type_, span.uid, client_msgid=named.client_msgid, **recall, **more)
 
     def _event(self, type_: str, uid: str, **more: object) -> Record:
         return {"type": type_, "gid": self._gid, "uid": uid, **more}

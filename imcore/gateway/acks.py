@@ -1,59 +1,107 @@
-"""Acks: buffers what sessions have received, until it is sent in few calls. No I/O."""
+"""Acks: buffers what clients have confirmed, until it is sent in few calls. No I/O."""
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from itertools import takewhile
+from typing import Literal
 
 from imcore.gateway.fanout import Recipients, Session
-from imcore.streams.calls.message_calls import AckTarget
+from imcore.streams.calls.message_calls import DeliveryTarget
 from imcore.util.batches import grouped
+
+AckKind = Literal["read", "private", "delivered"]
+"""What clients confirm: they have read messages; they have read them, for nobody else to see; messages have arrived."""
 
 MOST_MESSAGES = 1000
 """The most messages of one group that wait: memory is bounded, whatever `ack_every` is."""
 
 
 class GroupAcks:
-    """The messages of one group that clients have received and not acked yet. One call acks all of them.
+    """The messages of one group that clients have confirmed, and that are not acked yet. One call acks all of them.
 
     Msgids are packed. Older messages are kept beside the newest: if the server refuses a user's newest message, the one
     before it is acked.
     """
 
-    __slots__ = ("counts", "due", "ended", "gid", "is_full", "is_taken", "messages", "seqs", "shared")
+    __slots__ = ("counts", "due", "ended", "gid", "is_full", "is_taken", "kind", "messages", "seqs", "shared")
 
-    def __init__(self, gid: str, due: float) -> None:
+    def __init__(self, gid: str, due: float, kind: AckKind = "read") -> None:
         self.gid = gid
+        self.kind = kind
         self.due = due  # seconds of the monotonic clock
         self.is_full = False
         self.is_taken = False
-        self.messages: dict[int, dict[Recipients, None]] = {}  # who has received each
+        self.messages: dict[int, dict[Recipients, int]] = {}  # who has confirmed each, and since when without gaps
         self.seqs: dict[int, int] = {}
         self.counts: dict[Recipients, int] = {}  # of messages that they have received
         self.shared: set[Recipients] = set()  # of several sessions
         self.ended: dict[Recipients, set[Session]] = {}  # these sessions do not ack any more
 
-    def targets(self) -> list[AckTarget]:
+    def targets(self) -> list[DeliveryTarget]:
         """Return the newest message of each recipient. The recipients of one message are one target."""
         targets = []
-        for msgid, same in grouped((msgid, recipients) for recipients, msgid in self._newest().items()).items():
+        for msgid, since, same in self._newest_first():
             uids = tuple(dict.fromkeys(uid for recipients in same for uid in self._uids(recipients)))
             if uids:
-                targets.append(AckTarget(msgid, uids, self.seqs.get(msgid)))
+                targets.append(DeliveryTarget(msgid, uids, since, seq=self.seqs.get(msgid)))
         return targets
+
+    def _newest_first(self) -> Iterator[tuple[int, int, list[Recipients]]]:
+        """Yield messages, since when they were confirmed, and the recipients whose newest they are."""
+        seen: set[object] = set()
+        for msgid in sorted(self.messages, reverse=True):
+            holders = self.messages[msgid]
+            if self.kind == "delivered":
+                pairs = [(since, each) for each, since in holders.items() if (since, each) not in seen]
+                seen.update(pairs)
+                for since, same in grouped(pairs).items():
+                    yield msgid, since, same
+            elif new := [each for each in holders if each not in seen]:
+                seen.update(new)
+                yield msgid, 0, new
 
     def again(self, msgids: Collection[int], refused: Collection[int]) -> "GroupAcks":
         """Return the acks of those whose newest message is one of these or refused, without the refused ones."""
-        concerned = {each for each, msgid in self._newest().items() if msgid in msgids or msgid in refused}
-        again = GroupAcks(self.gid, 0.0)
+        concerned = {
+            each for msgid, _, same in self._newest_first() if msgid in msgids or msgid in refused for each in same
+        }
+        again = self._like()
         for msgid, recipients in self.messages.items():
             if msgid not in refused and (same := concerned.intersection(recipients)):
-                again.messages[msgid] = dict.fromkeys(same)
-        again.shared, again.ended, again.seqs = self.shared, self.ended, self.seqs
+                again.messages[msgid] = {each: recipients[each] for each in same}
         return again
 
-    def _newest(self) -> dict[Recipients, int]:
-        return {recipients: msgid for msgid in sorted(self.messages) for recipients in self.messages[msgid]}
+    def take_read(self, acks: "GroupAcks") -> "GroupAcks":
+        """Take out, and return, the confirmations of recipients who have read as far, as other acks say."""
+        newest = {each: msgid for msgid, _, same in acks._newest_first() for each in same}
+        taken = self._like()
+        for msgid, recipients in list(self.messages.items()):
+            if read := {each: since for each, since in recipients.items() if newest.get(each, -1) >= msgid}:
+                taken.messages[msgid] = read
+                for each in read:
+                    del recipients[each]
+        return taken
+
+    def only(self, uids: Collection[str]) -> "GroupAcks":
+        """Return the acks of some users."""
+        only = self._like()
+        for msgid, recipients in self.messages.items():
+            if own := {each: since for each, since in recipients.items() if any(uid in uids for uid in each.uids)}:
+                only.messages[msgid] = own
+        return only
+
+    def note_private(self, uids: Collection[str]) -> None:
+        """Note of the sessions of some users that what they ack stays private."""
+        for recipients in self.messages.values():
+            for session in (session for each in recipients for session in each.sessions if session.uid in uids):
+                session.acks_privately = True
+
+    def _like(self) -> "GroupAcks":
+        """Return acks of the same kind that have no messages yet."""
+        like = GroupAcks(self.gid, 0.0, self.kind)
+        like.shared, like.ended, like.seqs = self.shared, self.ended, self.seqs
+        return like
 
     def _uids(self, recipients: Recipients) -> tuple[str, ...]:
         return (recipients.without(self.ended[recipients]) if recipients in self.ended else recipients).uids
@@ -66,16 +114,15 @@ class GroupAcks:
         self.shared |= other.shared
         self.seqs.update(other.seqs)
 
-    def remove(self, session: Session) -> list[int]:
-        """Remove a session; return the messages that it has received."""
-        own, removed = session.as_recipients, []
+    def remove(self, session: Session) -> dict[int, int]:
+        """Remove a session; return the messages that it has confirmed, and since when."""
+        own, removed = session.as_recipients, {}
         shared = [each for each in self.shared if session in each.session_set]
         for each in shared:
             self.ended.setdefault(each, set()).add(session)
         for msgid, recipients in self.messages.items():
             if own in recipients or any(each in recipients for each in shared):
-                recipients.pop(own, None)
-                removed.append(msgid)
+                removed[msgid] = recipients.pop(own, 0)
         self.counts.pop(own, None)
         return removed
 
@@ -87,7 +134,8 @@ class AckBuffer:
     those of other clients, and acks that are due a quarter of the interval later are taken with those that are due.
     """
 
-    def __init__(self, every: int, interval_s: float, fold_s: float = 0.0) -> None:
+    def __init__(self, every: int, interval_s: float, fold_s: float = 0.0, kind: AckKind = "read") -> None:
+        self._kind = kind
         self._every = every
         self._interval_s = interval_s
         self._slack_s = interval_s / 4
@@ -99,17 +147,19 @@ class AckBuffer:
         self._requeued_due = math.inf
         """No later than the first requeued ack is due."""
 
-    def received(self, gid: str, recipients: Recipients, msgid: int, seq: int | None, now: float) -> bool:
-        """Note that recipients have received a message. Return whether acks are due earlier than before."""
+    def received(
+        self, gid: str, recipients: Recipients, msgid: int, seq: int | None, now: float, since: int = 0
+    ) -> bool:
+        """Note that recipients have confirmed a message. Return whether acks are due earlier than before."""
         group = self._waiting.get(gid)
         is_earlier = group is None
         if group is None:
-            group = self._waiting[gid] = GroupAcks(gid, now + self._interval_s)
+            group = self._waiting[gid] = GroupAcks(gid, now + self._interval_s, self._kind)
             self._in_order.append(group)
         holders = group.messages.get(msgid)
         if holders is None:
             holders = group.messages[msgid] = {}
-        holders[recipients] = None
+        holders[recipients] = since
         if seq is not None:
             group.seqs[msgid] = seq
         if recipients.sessions[0].as_recipients is not recipients:
@@ -121,16 +171,19 @@ class AckBuffer:
         return is_earlier
 
     def next_due(self) -> float:
+        if not self._waiting and not self._requeued:
+            return math.inf
         self._pop_taken()
         full = self._full[0][0] if self._full else math.inf
         return min(full, self._requeued_due, self._in_order[0].due if self._in_order else math.inf)
 
-    def take_due(self, now: float) -> list[GroupAcks]:
-        """Take out the acks that are due, at most once for each group."""
+    def take_due(self, now: float, *, with_others: bool = False) -> list[GroupAcks]:
+        """Take out the acks that are due, at most once for each group; `with_others`: acks of another kind are due."""
         taken = {group.gid: group for group in self._take_requeued(now)}
         self._pop_taken()
         due = [group for until, group in self._full if until <= now]
-        until = now + self._slack_s if self._in_order and self._in_order[0].due <= now else now
+        is_due = with_others or (self._in_order and self._in_order[0].due <= now)
+        until = now + self._slack_s if is_due else now
         due += takewhile(lambda group: group.due <= until, self._in_order)
         for group in due:
             if not group.is_taken:
@@ -146,10 +199,10 @@ class AckBuffer:
         taken: dict[str, GroupAcks] = {}
         for session in sessions:
             for group, msgids in self._remove(session, session.gids):
-                own = taken.setdefault(group.gid, GroupAcks(group.gid, 0.0))
+                own = taken.setdefault(group.gid, GroupAcks(group.gid, 0.0, self._kind))
                 own.seqs.update(group.seqs)
-                for msgid in msgids:
-                    own.messages.setdefault(msgid, {})[session.as_recipients] = None
+                for msgid, since in msgids.items():
+                    own.messages.setdefault(msgid, {})[session.as_recipients] = since
         return list(taken.values())
 
     def forget(self, sessions: Iterable[Session], gid: str | None = None) -> None:
@@ -174,8 +227,8 @@ class AckBuffer:
         self._requeued_due = min((group.due for group in self._requeued.values()), default=math.inf)
         return taken
 
-    def _remove(self, session: Session, gids: Iterable[str]) -> list[tuple[GroupAcks, list[int]]]:
-        """Take a session out of the acks of groups; return these, each with the messages that it has received."""
+    def _remove(self, session: Session, gids: Iterable[str]) -> list[tuple[GroupAcks, dict[int, int]]]:
+        """Take a session out of the acks of groups; return these, each with what it has confirmed."""
         places = [places[gid] for gid in gids for places in (self._waiting, self._requeued) if gid in places]
         return [(group, msgids) for group in places if (msgids := group.remove(session))]
 

@@ -9,18 +9,18 @@ import asyncio
 import logging
 import reprlib
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Self, TypeVar, Unpack
 
 from imcore.errors import InvalidInput, RedisUnavailable, TryAgain
+from imcore.gateway.confirmations import Confirmations
 from imcore.gateway.core import Core
 from imcore.gateway.fanout import Event, Session
 from imcore.gateway.gateway import LONGEST_WAIT_S, DatabaseRest, Gateway
-from imcore.gateway.options import GatewayOptions, SessionOptions, check_client_acks
+from imcore.gateway.options import GatewayOptions, SessionOptions
 from imcore.gateway.request import SessionRequest, StartMode
-from imcore.model.limits import check_handed_over, check_msgid, check_receipts, is_number
-from imcore.model.values import Receipt
+from imcore.model.limits import is_number
 from imcore.operations.async_performer import AsyncPerformer
 from imcore.operations.effects import (
     ChangeChannels,
@@ -44,14 +44,13 @@ _OPENINGS_AT_ONCE = 200
 
 
 @documented_as(Gateway)
-class AsyncGateway:
+class AsyncGateway(Confirmations):
     """Sessions that share a connection. For the tasks of one event loop; one task at a time polls."""
 
     def __init__(self, performer: AsyncPerformer, settings: Settings, **options: Unpack[SessionOptions]) -> None:
+        super().__init__(GatewayOptions(**options))
         self.performer = performer
         self._settings = settings
-        self._options = GatewayOptions(**options)
-        self._core: Core | None = None
         self._subscription: AsyncSubscription | None = None
         self._rest = DatabaseRest()
         self._turn = asyncio.Lock()
@@ -63,8 +62,6 @@ class AsyncGateway:
         self._loop: asyncio.AbstractEventLoop | None = None
         """Known once somebody has polled: until then there is no wait that `wake` could end."""
         self._waiter: asyncio.Future[None] | None = None
-        self._received, self._packed = ("", ""), 0
-        """The gid and msgid of the last `received`, and the packed msgid: many clients ack the same message."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,6 +143,11 @@ class AsyncGateway:
             self._core.resume(session)
             self._notify()
 
+    async def send_acks(self, session: Session) -> None:
+        refusal: TryAgain | None = await _to_its_end(self._run(lambda core: core.flush([session])))
+        if refusal:
+            raise refusal
+
     @property
     def ack_calls(self) -> int:
         return self._core.ack_calls if self._core else 0
@@ -155,22 +157,6 @@ class AsyncGateway:
         if loop := self._loop:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._notify)
-
-    def received(self, session: Session, gid: str, msgid: str) -> None:
-        if (gid, msgid) != self._received:  # many clients receive one message one after the other
-            check_client_acks(self._options)
-            check_handed_over(gid, "gid")
-            self._packed = check_msgid(msgid)
-            self._received = gid, msgid
-        if self._core and self._core.received(session, gid, self._packed):
-            self._notify()
-
-    def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
-        check_client_acks(self._options)
-        checked = check_receipts(receipts)
-        if self._core:
-            self._core.confirm_receipts(session, checked)
-            self._notify()
 
     async def poll(self, timeout_s: float = 1.0) -> list[Event]:
         if not is_number(timeout_s):
@@ -238,13 +224,14 @@ class AsyncGateway:
         finally:
             self._turn.release()
 
-    async def _run(self, operation: Callable[[Core], Effects[Any] | None]) -> None:
-        """Run an operation of the core when none is in progress."""
+    async def _run(self, operation: Callable[[Core], Effects[Any] | None]) -> Any:
+        """Run an operation of the core when none is in progress; return its answer."""
         async with self._turn:
             if self._core:  # else the gateway was closed meanwhile
                 self._pass_on(self._core)
                 if effects := operation(self._core):
-                    await self._perform(effects)
+                    return await self._perform(effects)
+        return None
 
     def _pass_on(self, core: Core) -> None:
         """Pass on all that has come: else an ack could pass over an earlier message."""

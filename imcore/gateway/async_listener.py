@@ -6,18 +6,17 @@ from typing import Self
 
 from imcore.gateway.async_gateway import AsyncGateway
 from imcore.gateway.fanout import Event
-from imcore.gateway.listener import Listener, items_of, resume_points_of
+from imcore.gateway.listener import Item, Listener, items_of, resume_points_of
 from imcore.gateway.request import StartMode
-from imcore.model.values import Message, Receipt
 from imcore.operations import groups
 from imcore.util.documented import documented_as
 
 
 @documented_as(Listener)
 class AsyncListener:
-    """One live session, as an async iterator of messages, and receipts of the user's own. Use it in an `async with`.
+    """One live session, as an async iterator of messages, receipts of the user's own, and moved positions.
 
-    Leaving it normally acks what was handed over; after an error the messages come again.
+    Use it in an `async with`. Leaving it normally acks what was handed over; after an error the messages come again.
     """
 
     def __init__(
@@ -26,7 +25,7 @@ class AsyncListener:
         self._gateway = gateway
         self._uid = uid
         self._start, self._after = start, after
-        self._items: deque[tuple[Message | Receipt | None, bool]] = deque()
+        self._items: deque[tuple[Item | None, bool]] = deque()
         """The items of the last poll that were not yielded yet. The flag marks the last item of an event."""
         self._not_yielded = 0
         self._polled = 0
@@ -44,7 +43,7 @@ class AsyncListener:
         self._items.clear()
         return self
 
-    async def __anext__(self) -> Message | Receipt:
+    async def __anext__(self) -> Item:
         while True:
             if self._items:
                 item, is_last = self._items.popleft()
@@ -58,7 +57,7 @@ class AsyncListener:
                 *items, last = items_of(event) or (None,)
                 self._items += [*((item, False) for item in items), (last, True)]
 
-    async def poll(self, timeout_s: float) -> list[Message | Receipt]:
+    async def poll(self, timeout_s: float) -> list[Item]:
         events = await self._poll(timeout_s)
         self._polled = len(events)
         return [item for event in events for item in items_of(event)]

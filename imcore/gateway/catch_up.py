@@ -1,14 +1,14 @@
 """Catching up: which sessions follow which groups, and pulls for those that are behind. No I/O."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all
-from imcore.gateway.acks import AckBuffer
 from imcore.gateway.channels import Channels
 from imcore.gateway.cursor import Cursor, ResumePoint
 from imcore.gateway.delivery_queue import DeliveryQueue
 from imcore.gateway.fanout import GroupSubscribers, Joined, Left, Session
+from imcore.gateway.own_positions import OwnPositions
 from imcore.gateway.scheduler import DelayQueue
 from imcore.gateway.sessions import ReceiptDelivery
 from imcore.model.values import Message
@@ -43,8 +43,10 @@ class CatchUp:
     _space: Keyspace
     _channels: Channels
     _deliveries: DeliveryQueue
-    _ack_buffer: AckBuffer
+    _forget_acks: Callable[[Sequence[Session], str], None]
+    """Called for sessions that get messages of a group again."""
     _receipt_delivery: ReceiptDelivery
+    _own_positions: OwnPositions
     _page_bytes: int
     """Of texts and metas, in one step."""
     _log: ThrottledLog
@@ -87,6 +89,7 @@ class CatchUp:
             self.unfollow(session, gid)
             if session.resume_points[gid] is None:
                 del session.resume_points[gid]  # a later join begins with itself
+            self._own_positions.forget_group(session, gid)
             self._deliveries.ready.append(Left(session.as_recipients, gid))
 
     def pause(self, session: Session) -> None:
@@ -96,6 +99,7 @@ class CatchUp:
             self.unfollow(session, gid)
         self.to_resync.discard(session)
         self._receipt_delivery.forget(session)
+        self._own_positions.discard(session)
         self._deliveries.pause(session)
 
     def resume(self, session: Session) -> None:
@@ -121,7 +125,7 @@ class CatchUp:
             session.resume_points[gid] = None
         else:
             return
-        self._ack_buffer.forget([session], gid)
+        self._forget_acks([session], gid)
         self._deliveries.retract(session, gid)
 
     def pushed(self, subscribers: GroupSubscribers, msgid: int, message: Message) -> None:
@@ -240,6 +244,7 @@ class CatchUp:
             if gid not in session.cursors:
                 self.joined(session, gid)
         self._receipt_delivery.fetch([session])
+        self._own_positions.add([session])
         if session.is_synced:
             session.reconnects += 1
         session.is_synced = True

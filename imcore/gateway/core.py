@@ -29,14 +29,14 @@ from imcore.errors import (
     TryAgain,
     UnknownGroup,
 )
-from imcore.gateway.ack_sender import AckSender
-from imcore.gateway.acks import AckBuffer
+from imcore.gateway.ack_sender import ack_sender
 from imcore.gateway.catch_up import CatchUp
 from imcore.gateway.channels import ChannelOwner, Channels, Inbox, Resubscription
 from imcore.gateway.cursor import ResumePoint
 from imcore.gateway.delivery_queue import DeliveryQueue
 from imcore.gateway.fanout import Event, GroupSubscribers, NewMessage, ReceiptsChanged, Session
 from imcore.gateway.options import GatewayOptions
+from imcore.gateway.own_positions import OwnPositions
 from imcore.gateway.request import SessionRequest
 from imcore.gateway.scheduler import Scheduler
 from imcore.gateway.sessions import Heartbeat, ReceiptConfirmation, ReceiptDelivery
@@ -52,9 +52,6 @@ from imcore.streams.keys import Keyspace
 from imcore.streams.wire import PONG, PUSHED, SUBSCRIBED, UNSUBSCRIBED, PubSubEvent
 from imcore.util.backoff import Clock, ThrottledLog
 
-FOLD_S = 0.01
-"""A group whose acks are due by number waits this long: other clients ack the same message one after the other."""
-
 
 class Core:
     """Sessions that share a subscription. `Gateway` documents the operations; msgids are packed here."""
@@ -69,12 +66,14 @@ class Core:
         self.deliveries = DeliveryQueue()
         self._channels = Channels(space)
         self._log = log = ThrottledLog(clock)
-        fold_s = FOLD_S if options.acks == "client" else 0.0  # else all who are handed a message receive it at once
-        self._acks = AckSender(space, AckBuffer(options.ack_every, options.ack_interval_s, fold_s), log, clock)
+        self._acks = ack_sender(space, options, log, clock)
+        self._public_acks, self._private_acks = self._acks.buffers["read"], self._acks.buffers["private"]
         self._confirmation = ReceiptConfirmation(space, options.ack_interval_s, log, clock)
         self._receipts = ReceiptDelivery(space, self.deliveries, log, clock)
+        self._positions = OwnPositions(space, self.deliveries, log, clock, acks_all=options.acks == "auto")
         self._catch_up = CatchUp(
-            *(space, self._channels, self.deliveries, self._acks.buffer, self._receipts, options.page_bytes, log, clock)
+            *(space, self._channels, self.deliveries, self._acks.forget, self._receipts, self._positions),
+            *(options.page_bytes, log, clock),
         )
         polls = options.receipts == "poll"
         self._heartbeat = Heartbeat(space, settings, self._sessions, self._receipts, polls, log, clock)
@@ -84,7 +83,8 @@ class Core:
         self._scheduler = Scheduler(
             [
                 *(self._heartbeat, self._acks, self._confirmation),
-                *(self._catch_up.to_resync, self._catch_up.behind, self._receipts, self._resubscription),
+                *(self._catch_up.to_resync, self._catch_up.behind, self._receipts, self._positions),
+                self._resubscription,
             ],
             log,
             clock,
@@ -109,9 +109,11 @@ class Core:
             if isinstance(position, Position):
                 session.starts[gid] = start = request.start_in(gid, position)
                 session.resume_points[gid] = ResumePoint(start.begin)
+                self._positions.begin(session, gid, start.begin, position)
             elif not isinstance(position, NotMember | UnknownGroup):  # something is wrong in that group alone
                 known = request.after.get(gid)
                 session.resume_points[gid] = None if known is None else ResumePoint(known)
+                session.whole_after[gid] = known or 0
         self._sessions[session.sid] = session
         self._catch_up.resync(session)
         for gid in list(session.resume_points):
@@ -154,7 +156,7 @@ class Core:
         self._heartbeat.end_soon(ending)
         try:
             if not self._scheduler.is_waiting:
-                return (yield from self._flush(ending))
+                return (yield from self.flush(ending))
         finally:
             self._forget(ending)
         return RedisUnavailable("Redis did not answer a moment ago")
@@ -162,9 +164,9 @@ class Core:
     def close(self) -> Effects[TryAgain | None]:
         """End all sessions, and those whose end had to wait. Return why that could not be done."""
         yield from self.end(list(self._sessions.values()))
-        return (yield from self._flush(None))
+        return (yield from self.flush(None))
 
-    def _flush(self, sessions: Collection[Session] | None) -> Effects[TryAgain | None]:
+    def flush(self, sessions: Collection[Session] | None) -> Effects[TryAgain | None]:
         """Send the acks and confirmations of these sessions or of all, and all ends. Return the first refusal."""
         uids = None if sessions is None else {session.uid for session in sessions}
         parts = (self._acks.flush(sessions), self._confirmation.flush(uids), self._heartbeat.flush())
@@ -181,7 +183,7 @@ class Core:
     def drop(self, sessions: Sequence[Session]) -> None:
         ending = [session for session in sessions if session.sid in self._sessions]
         if self._options.acks == "auto":
-            self._acks.buffer.forget(ending)
+            self._acks.forget(ending)
         self._heartbeat.end_soon(ending)
         self._forget(ending)
 
@@ -193,6 +195,7 @@ class Core:
             self._channels.close_inbox(session)
             self._catch_up.to_resync.discard(session)
             self._receipts.forget(session)
+            self._positions.discard(session)
             self._heartbeat.forget(session)
             for gid in list(session.cursors):
                 self._catch_up.unfollow(session, gid)
@@ -203,13 +206,33 @@ class Core:
 
     # What clients have received.
 
-    def received(self, session: Session, gid: str, msgid: int) -> bool:
+    def received(self, session: Session, gid: str, msgid: int, private: bool = False) -> bool:
         """Return whether `due` may be earlier than before."""
         if session.sid not in self._sessions:
             return False
+        seq = None  # the server looks it up
         cursor = session.cursors.get(gid)
-        seq = cursor.seq if cursor and cursor.msgid == msgid else None  # else the server looks it up
-        return self._acks.buffer.received(gid, session.as_recipients, msgid, seq, self._clock())
+        if cursor and cursor.msgid is not None and cursor.msgid >= msgid:
+            seq = cursor.seq if cursor.msgid == msgid else None
+            if not private and session.known_offsets.get(gid, 0) < msgid:
+                session.known_offsets[gid] = msgid
+        buffer = self._private_acks if private else self._public_acks
+        return buffer.received(gid, session.as_recipients, msgid, seq, self._clock())
+
+    def delivered(self, session: Session, gid: str, msgid: int) -> bool:
+        """Return whether `due` may be earlier than before."""
+        since = session.whole_since(gid, msgid) if session.sid in self._sessions else None
+        if since is None:
+            return False
+        cursor = session.cursors.get(gid)
+        seq = cursor.seq if cursor and cursor.msgid == msgid else None
+        delivered = self._acks.buffers["delivered"].received
+        return delivered(gid, session.as_recipients, msgid, seq, self._clock(), since)
+
+    def fetched(self, session: Session, gid: str, after: int, until: int) -> None:
+        """Note that a client has all messages after a position up to another one (packed)."""
+        if after < session.whole_after.get(gid, 0) <= until:
+            session.whole_after[gid] = after
 
     def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
         if session.sid in self._sessions:
@@ -222,11 +245,11 @@ class Core:
             self._receive(confirmed)
 
     def _receive(self, events: Iterable[Event]) -> None:
-        now = self._clock()
+        now, buffer = self._clock(), self._public_acks
         for event in events:
             if isinstance(event, NewMessage):
                 message = event.message
-                self._acks.buffer.received(message.gid, event.recipients, event.msgid, message.seq, now)
+                buffer.received(message.gid, event.recipients, event.msgid, message.seq, now)
             elif isinstance(event, ReceiptsChanged):
                 self._confirmation.received(event.sessions[0].uid, event.receipts)
 
@@ -297,13 +320,22 @@ class Core:
     def _handle_push(self, owner: ChannelOwner | None, kind: bytes, fields: list[bytes]) -> None:
         if isinstance(owner, GroupSubscribers) and kind in _MESSAGES:
             self._catch_up.pushed(owner, *_MESSAGES[kind](fields))
-        elif isinstance(owner, Inbox) and kind == b"d":
-            if self._options.receipts == "push":
-                self._receipts.pushed(owner, wire.pushed_receipts(fields))
-        elif isinstance(owner, Inbox) and kind in _MEMBERSHIPS:
-            self._membership_changed(owner, kind, fields)
+        elif isinstance(owner, Inbox):
+            self._handle_notice(owner, kind, fields)
         elif owner:
             raise ValueError(f"a push of the kind {kind!r}")
+
+    def _handle_notice(self, inbox: Inbox, kind: bytes, fields: list[bytes]) -> None:
+        if kind == b"d":
+            if self._options.receipts == "push":
+                self._receipts.pushed(inbox, wire.pushed_receipts(fields))
+        elif kind == b"p":
+            gid, offset, is_bookmark = wire.pushed_position(fields)
+            self._positions.pushed(inbox, gid, offset, is_bookmark=is_bookmark)
+        elif kind in _MEMBERSHIPS:
+            self._membership_changed(inbox, kind, fields)
+        else:
+            raise ValueError(f"a notice of the kind {kind!r}")
 
     def _membership_changed(self, inbox: Inbox, kind: bytes, fields: list[bytes]) -> None:
         gid = wire.text(fields[0])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from imcore import msgid as msgids
 from imcore.gateway.cursor import ResumePoint
-from imcore.gateway.fanout import Event, Gap, Joined, Left, NewMessage, Recipients, Session
+from imcore.gateway.fanout import Event, Gap, Joined, Left, NewMessage, PositionMoved, Recipients, Session
 
 
 @dataclass(slots=True)
@@ -102,6 +102,8 @@ def _put_back(session: Session, event: Event) -> None:
     elif isinstance(event, Gap):
         gids.add(event.gid)
         session.resume_points[event.gid] = ResumePoint(msgids.pack(event.from_msgid) - 1)
+    elif isinstance(event, PositionMoved):
+        session.forget_position(event.gid)
     elif isinstance(event, Left):
         gids.add(event.gid)
     elif isinstance(event, Joined):

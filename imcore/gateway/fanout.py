@@ -70,6 +70,14 @@ class Session:
     """By gid, of the groups that it follows. Other sessions at the same point have the same cursor."""
     resume_points: dict[str, ResumePoint | None] = field(default_factory=dict)
     """By gid, of the groups that it does not follow now. None: at the user's ack offset."""
+    whole_after: dict[str, int] = field(default_factory=dict)
+    """By gid, of groups in which it was handed no message up to here (packed), though its user may not have them."""
+    known_offsets: dict[str, int] = field(default_factory=dict)
+    """By gid, the newest offset (packed) that its client knows: it has acked so far, or was told. See `starts`, too."""
+    known_bookmarks: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    """By gid, what lies beside the offset, where there was anything; None if it has changed since it was asked for."""
+    acks_privately: bool = False
+    """Whether an ack of it has left its user's offset behind: the user's receipts are off."""
     paused_gids: set[str] | None = None
     """While it follows nothing, since it is paused: the groups that it follows again once it is resumed."""
     as_recipients: "Recipients" = field(init=False, repr=False)
@@ -85,6 +93,22 @@ class Session:
     @property
     def gids(self) -> set[str]:
         return self.cursors.keys() | self.resume_points.keys()
+
+    def whole_since(self, gid: str, msgid: int) -> int | None:
+        """Return since when (packed; 0: since its user has read) it was handed all messages of a group up to this one.
+
+        None if it was not handed this one.
+        """
+        point = self.cursors.get(gid) or self.resume_points.get(gid)
+        if point is None or point.msgid is None or msgid > point.msgid:
+            return None
+        since = self.whole_after.get(gid, 0)
+        return since if msgid > since else None
+
+    def forget_position(self, gid: str) -> None:
+        """Note that the client was not told the newest position of its user after all."""
+        self.known_offsets.pop(gid, None)
+        self.known_bookmarks[gid] = None
 
 
 class Recipients:
@@ -132,6 +156,21 @@ class ReceiptsChanged(NamedTuple):
         return self.recipients.sessions
 
 
+class PositionMoved(NamedTuple):
+    """The user of sessions has read a group on another device, perhaps in private, or has marked messages there.
+
+    `last_ack_msgid` is the offset; None before the first message. Unread counts may have changed though it has not.
+    """
+
+    recipients: Recipients
+    gid: str
+    last_ack_msgid: str | None
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        return self.recipients.sessions
+
+
 class Gap(NamedTuple):
     """Messages of a group that sessions with `most` are not handed: the first and the last that are left out."""
 
@@ -167,7 +206,7 @@ class Left(NamedTuple):
         return self.recipients.sessions
 
 
-Event = NewMessage | ReceiptsChanged | Gap | Joined | Left
+Event = NewMessage | ReceiptsChanged | PositionMoved | Gap | Joined | Left
 
 
 class GroupSubscribers:
@@ -249,6 +288,8 @@ class GroupSubscribers:
         if pulled.left_out:
             first, last = map(msgids.unpack, (pulled.left_out.first, pulled.start))
             events.append(Gap(recipients, self.gid, first, last))
+            for session in recipients.sessions:
+                session.whole_after[self.gid] = pulled.start
         events += [
             NewMessage(recipients, message, msgids.position_of(message.msgid))
             for message in cursor.pulled(pulled, page)

@@ -8,17 +8,17 @@ again.
 import logging
 import reprlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar, Unpack
 
 from imcore.errors import DatabaseUnavailable, ImError, InvalidInput, RedisUnavailable, TryAgain
+from imcore.gateway.confirmations import Confirmations
 from imcore.gateway.core import Core
 from imcore.gateway.fanout import Event, Session
-from imcore.gateway.options import GatewayOptions, SessionOptions, check_client_acks
-from imcore.gateway.request import SessionRequest, StartMode, packed_msgid
-from imcore.model.limits import check_handed_over, check_receipts, is_number
-from imcore.model.values import Receipt
+from imcore.gateway.options import GatewayOptions, SessionOptions
+from imcore.gateway.request import SessionRequest, StartMode
+from imcore.model.limits import is_number
 from imcore.operations.effects import (
     ChangeChannels,
     Effect,
@@ -63,16 +63,14 @@ class DatabaseRest:
             raise
 
 
-class Gateway:
+class Gateway(Confirmations):
     """Sessions that share a connection. One thread uses it; only `wake` may be called from any thread."""
 
     def __init__(self, performer: Performer, settings: Settings, **options: Unpack[SessionOptions]) -> None:
+        super().__init__(GatewayOptions(**options))
         self._client = performer.system.client
         self._settings = settings
-        self._options = GatewayOptions(**options)
         self._performer = performer
-        self._core: Core | None = None
-        """Made for the first session: the server may be unreachable before."""
         self._subscription: Subscription | None = None
         self._rest = DatabaseRest()
         self._waker = Waker()
@@ -164,6 +162,15 @@ class Gateway:
         if self._core:
             self._core.resume(session)
 
+    def send_acks(self, session: Session) -> None:
+        """Send at once what the client of a session has confirmed, as before a mark that must come after it.
+
+        Raise TryAgain if some of it has to wait; it is kept. For the thread of the gateway.
+        """
+        refusal = self._perform(self._core.flush([session])) if self._core else None
+        if refusal:
+            raise refusal
+
     @property
     def ack_calls(self) -> int:
         """The calls that have sent acks since the first session. Each acks one group, for any number of users."""
@@ -172,30 +179,6 @@ class Gateway:
     def wake(self) -> None:
         """End the `poll` in progress, or else the next one, with the events that are there. From any thread."""
         self._waker.wake()
-
-    def received(self, session: Session, gid: str, msgid: str) -> None:
-        """Note that the client of a session has received a message, and so all before it in this group.
-
-        It is acked with others, whether this session was handed the message or not. The server refuses a message that
-        it does not know; that is logged. A session that has ended is ignored. Raise InvalidInput unless
-        `acks="client"`, and for a msgid that cannot be one. For the thread of the gateway.
-        """
-        check_client_acks(self._options)
-        check_handed_over(gid, "gid")
-        packed = packed_msgid(msgid)
-        if self._core:
-            self._core.received(session, gid, packed)
-
-    def confirm_receipts(self, session: Session, receipts: Iterable[Receipt]) -> None:
-        """Note that the client of a session has got these receipts. They are confirmed for all the user's sessions.
-
-        Raise InvalidInput unless `acks="client"`, and for receipts that were never given out. For the thread of the
-        gateway.
-        """
-        check_client_acks(self._options)
-        checked = check_receipts(receipts)
-        if self._core:
-            self._core.confirm_receipts(session, checked)
 
     def poll(self, timeout_s: float = 1.0) -> list[Event]:
         """Return new events, after waiting at most so long for the first. The events of the last call are received now.

@@ -4,17 +4,21 @@ from collections.abc import Iterator, Mapping
 from typing import Self
 
 from imcore import msgid as msgids
-from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
+from imcore.gateway.fanout import Event, NewMessage, PositionMoved, ReceiptsChanged, Session
 from imcore.gateway.gateway import Gateway
 from imcore.gateway.request import StartMode
 from imcore.model.values import Message, Receipt
 
+Item = Message | Receipt | PositionMoved
+"""What one live session yields."""
+
 
 class Listener:
-    """One live session, as an iterator of messages, and receipts of the user's own. Use it as a context manager.
+    """One live session, as an iterator of messages, receipts of the user's own, and moved positions.
 
-    Leaving it normally acks what was handed over; after an error the messages come again. Groups that the user joins or
-    leaves are only seen by their messages. For one thread.
+    Use it as a context manager. Leaving it normally acks what was handed over; after an error the messages come again.
+    A PositionMoved says that another device has read. Groups that the user joins or leaves are only seen by their
+    messages. For one thread.
     """
 
     def __init__(
@@ -32,7 +36,7 @@ class Listener:
         self._requeue_not_yielded()
         self._gateway.close(clean=kind is None)
 
-    def __iter__(self) -> Iterator[Message | Receipt]:
+    def __iter__(self) -> Iterator[Item]:
         """Yield for ever. An item counts as received when the next one is asked for, or at the end."""
         while True:
             events = self._poll(1.0)
@@ -43,7 +47,7 @@ class Listener:
                 self._not_yielded -= 1
                 yield from items[-1:]
 
-    def poll(self, timeout_s: float) -> list[Message | Receipt]:
+    def poll(self, timeout_s: float) -> list[Item]:
         """Return new items, after waiting at most so long for the first. They count as received with the next call."""
         events = self._poll(timeout_s)
         self._polled = len(events)
@@ -81,7 +85,9 @@ def resume_points_of(session: Session) -> dict[str, str]:
     }
 
 
-def items_of(event: Event) -> tuple[Message | Receipt, ...]:
+def items_of(event: Event) -> tuple[Item, ...]:
     if isinstance(event, NewMessage):
         return (event.message,)
+    if isinstance(event, PositionMoved):
+        return (event,)
     return event.receipts if isinstance(event, ReceiptsChanged) else ()

@@ -18,6 +18,8 @@ _NAMES = {
     "leave": ("gid", "uid"),
     "rename": ("gid", "uid", "new_uid"),
     "ack": ("gid", "uid", "client_msgid"),
+    "delivered": ("gid", "uid", "client_msgid"),
+    "mark": ("gid", "uid", "client_msgid"),
     "recall": ("gid", "uid", "client_msgid"),
     "group": ("gid",),
 }
@@ -31,7 +33,8 @@ _YEAR = re.compile(r"([+-]?)0*([0-9]*)(?<=[0-9]{4})-[0-9]{2}", re.ASCII)
 class Event:
     """One valid event. A field that its type does not have is empty.
 
-    A message that is `recalled` may have no content. An ack `of_recall` names the recall of a message.
+    A message that is `recalled` may have no content. An ack `of_recall` names the recall of a message. A `private` one
+    is for the user alone.
     """
 
     type: str
@@ -43,6 +46,7 @@ class Event:
     sent_at_ms: int | None = None
     meta: dict[str, Any] | None = None
     of_recall: bool = False
+    private: bool = False
 
 
 def parse(line: bytes, *, max_content_bytes: int) -> Event:
@@ -67,17 +71,26 @@ def _of_message(fields: dict[str, Any], max_content_bytes: int, max_meta_bytes: 
 
 
 def _of_ack(fields: dict[str, Any], _content_bytes: int, _meta_bytes: int) -> dict[str, Any]:
-    of_recall = fields.get("recall", False)
-    if not isinstance(of_recall, bool):
-        raise InvalidInput(f"recall must be true or false; it is {reprlib.repr(of_recall)}")
-    return {"of_recall": of_recall}
+    return {"of_recall": _flag(fields, "recall"), "private": _flag(fields, "private")}
+
+
+def _of_delivered(fields: dict[str, Any], _content_bytes: int, _meta_bytes: int) -> dict[str, Any]:
+    return {"of_recall": _flag(fields, "recall")}
 
 
 _OTHER_FIELDS: Mapping[str, Callable[[dict[str, Any], int, int], dict[str, Any]]] = {
     "message": _of_message,
     "ack": _of_ack,
+    "delivered": _of_delivered,
 }
 """By type: reads the fields besides names, given the most bytes of a content and of a meta."""
+
+
+def _flag(fields: dict[str, Any], name: str) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{name} must be true or false; it is {reprlib.repr(value)}")
+    return value
 
 
 def _text(fields: dict[str, Any], name: str) -> str:

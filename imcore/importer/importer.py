@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.errors import (
     ConfigurationError,
@@ -28,16 +29,19 @@ from imcore.model.direct import is_direct, is_hashed, peer_of
 from imcore.model.limits import check_content
 from imcore.model.meta import check_meta
 from imcore.model.values import Draft
-from imcore.operations import creation
+from imcore.operations import creation, positions
 from imcore.operations.effects import raised
 from imcore.streams.calls import message_calls
-from imcore.streams.calls.message_calls import SendResult
+from imcore.streams.calls.message_calls import DeliveryTarget, SendResult
 
 T = TypeVar("T")
 
 _MOST_WAITING = 10_000
 
 _NumberedEvent = tuple[int, Event]
+
+_FOR_MEMBERS = {"delivered", "mark", "recall"}
+"""Types of events that make nobody a member."""
 
 
 @dataclass(slots=True)
@@ -48,6 +52,8 @@ class ImportSummary:
     joins: int = 0
     leaves: int = 0
     acks: int = 0
+    delivered: int = 0
+    marks: int = 0
     recalls: int = 0
     errors: int = 0
 
@@ -148,7 +154,12 @@ class _GroupImport:
         self._members: int | None = None
         self._first_of_direct = ""
         """The user of a one-to-one chat who joined first, if the gid does not name the users."""
-        self._apply_to_message: Mapping[str, Callable[[Event], None]] = {"ack": self._ack, "recall": self._recall}
+        self._apply_to_message: Mapping[str, Callable[[Event], None]] = {
+            "ack": self._ack,
+            "delivered": self._delivered,
+            "mark": self._mark,
+            "recall": self._recall,
+        }
         """By type: applies an event that names a message."""
 
     def apply(self, number: int, event: Event) -> None:
@@ -178,7 +189,7 @@ class _GroupImport:
 
     def _may_apply_again(self, event: Event) -> bool:
         """Return whether an event that names a message changes no final membership."""
-        return event.type == "recall" or self._memberships[event.uid][1]
+        return event.type == "recall" or self._memberships.get(event.uid, (0, True))[1]
 
     def _message(self, event: Event) -> None:
         if msgid := self._stored.find(event.uid, event.client_msgid):
@@ -225,7 +236,7 @@ class _GroupImport:
                 if event.type in self._apply_to_message:
                     self._stored.named(event, before=before)
                     named.append((number, event))
-                if event.type != "recall":
+                if event.type not in _FOR_MEMBERS:
                     self._memberships[event.uid] = number, event.type != "leave"
         self._waiting.clear()
         return named
@@ -233,7 +244,7 @@ class _GroupImport:
     def _apply_waiting(self) -> None:
         """Apply the noted memberships of users for whom no event waits, then the events that wait."""
         for _, event in self._waiting:
-            if event.type != "recall":
+            if event.type not in _FOR_MEMBERS:
                 self._memberships.pop(event.uid, None)
         for uid, (number, is_member) in self._memberships.items():
             with self._run.reported(number):
@@ -258,8 +269,18 @@ class _GroupImport:
 
     def _ack(self, event: Event) -> None:
         msgid = self._stored.named(event)
-        ack = self._as_member(event.uid, lambda: self._chat.ack(event.uid, self._gid, msgid))
+        ack = self._as_member(event.uid, lambda: self._chat.ack(event.uid, self._gid, msgid, private=event.private))
         self._run.summary.acks += ack.advanced
+
+    def _delivered(self, event: Event) -> None:
+        """Note that all up to a message has arrived, as an ack confirms all up to it."""
+        target = DeliveryTarget(msgids.pack(self._stored.named(event)), [event.uid])
+        [result] = self._chat.performer.perform(positions.confirm_delivered(self._gid, [target]))
+        self._run.summary.delivered += raised(raised(result).of(event.uid)).advanced
+
+    def _mark(self, event: Event) -> None:
+        self._chat.mark_unread(event.uid, self._gid, self._stored.named(event))
+        self._run.summary.marks += 1
 
     def _send(self, event: Event) -> SendResult:
         client = self._chat.system.client

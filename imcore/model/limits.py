@@ -7,7 +7,7 @@ limit, which is here. Values that the server has handed out pass no narrower lim
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeGuard, TypeVar
 
@@ -18,6 +18,12 @@ from imcore.model.values import Receipt
 T = TypeVar("T")
 
 MAX_NAME_BYTES = 128
+
+GROUP_RECEIPTS = ("names", "counts", "off")
+ASKED_BY = ("sender", "members")
+USER_RECEIPTS = ("on", "off")
+"""What may be chosen: who has read a message, how many, or nothing; who may ask; whether a user tells others."""
+
 _BEFORE_THE_FIRST = msgids.unpack(msgids.NONE)
 
 # C0, DEL and C1, and the two separators that end a line: a name with one could move a terminal's cursor. And the unit
@@ -53,6 +59,13 @@ def check_uids(uids: Iterable[str]) -> list[str]:
     if not isinstance(uids, Iterable):
         raise InvalidInput(f"uids must be a list of texts; it is {reprlib.repr(uids)}")
     return list(dict.fromkeys(check_name(uid, "uid") for uid in uids))
+
+
+def check_choice(value: str, choices: Sequence[str], what: str) -> str:
+    """Return one of the choices unchanged. Raise InvalidInput for anything else."""
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidInput(f"{what} must be one of {', '.join(choices)}; it is {reprlib.repr(value)}")
+    return value
 
 
 def check_list(items: Iterable[T], what: str) -> list[T]:

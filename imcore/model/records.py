@@ -7,7 +7,12 @@ from datetime import UTC, datetime
 from imcore.model.direct import is_direct, peer_of
 from imcore.model.values import (
     Ack,
+    DeletedGroup,
+    Delivery,
     Group,
+    GroupPolicy,
+    InboxEntry,
+    InboxPage,
     LogLine,
     Member,
     Message,
@@ -16,6 +21,8 @@ from imcore.model.values import (
     Receipt,
     Tally,
     Unread,
+    UserPolicy,
+    Why,
 )
 
 Record = Mapping[str, object]
@@ -30,7 +37,8 @@ _KEYS: dict[type, tuple[str, ...]] = {
 """The keys of the types that have more fields than are shown."""
 _KEYS_IF_SET = ("recalled", "recalls", "meta", "recipients")
 
-Value = Message | LogLine | Group | Member | Ack | Receipt | Unread | Tally
+_Answer = Ack | Delivery | Unread | Tally | GroupPolicy | UserPolicy | Why
+Value = Message | LogLine | Group | DeletedGroup | Member | Receipt | _Answer
 
 
 def record_of(value: Value) -> Record:
@@ -46,15 +54,44 @@ def tally_record(tally: MessageTally) -> Record:
     return {**record_of(tally.message), **counts}
 
 
-def status_record(status: MessageStatus) -> Record:
+def inbox_record(entry: InboxEntry) -> Record:
+    message = entry.message
     return {
-        **record_of(status.message),
-        "read": len(status.read_by),
-        "unread": len(status.unread_by),
-        "delivered": len(status.delivered_to),
+        "gid": entry.gid,
+        "unread": entry.unread,
+        "marked": entry.marked,
+        "first_unread_msgid": entry.first_unread_msgid,
+        **{key: getattr(message, key, None) for key in ("msgid", "sender_uid", "time", "content")},
+    }
+
+
+def unread_record(uid: str, unread: Unread) -> Record:
+    """Return what is unread for a user in one group, after a mark was set or removed."""
+    return {"gid": unread.gid, "uid": uid, "unread": unread.unread}
+
+
+def totals_record(inbox: InboxPage) -> Record:
+    return {
+        "groups": inbox.groups,
+        "unread_groups": inbox.unread_groups,
+        "unread": inbox.unread,
+        "next": inbox.next,
+    }
+
+
+def status_record(status: MessageStatus) -> Record:
+    """Return the object of a status; names that are withheld are null."""
+    names = {
         "read_by": [{"uid": reader.uid, "read_at": reader.read_at} for reader in status.read_by],
         "unread_by": list(status.unread_by),
         "delivered_to": list(status.delivered_to),
+    }
+    return {
+        **record_of(status.message),
+        "read": status.read,
+        "unread": status.unread,
+        "delivered": status.delivered,
+        **(names if status.has_names else dict.fromkeys(names)),
     }
 
 

@@ -4,10 +4,12 @@ Every row has a key. Rows of one key merge to the same row in any order and any 
 and no writer needs to know what has been written before.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
+
+from imcore import msgid as msgids
 
 NO_TIME = 1 << 62
 """`MessageRow.sent_at_ms` of a stored time that cannot be read. It is never written."""
@@ -64,24 +66,51 @@ class SpanRow(NamedTuple):
     delivered_msgid: int | None = None
 
 
-class MoveRow(NamedTuple):
-    """Offsets moved from `start` to `msgid`, by the journal's `entry` (packed id). Key: all but the uids.
+Movers = tuple[str | int, ...]
+"""Uids whose offsets moved at one time. Those behind a number moved that many ms later."""
 
-    Rows of one key have the same uids.
+_FOLD_BITS = 10
+FOLD_MS = 1 << _FOLD_BITS
+"""The times of one MoveRow differ by less. Read times are deleted by row: some of them at most so much early."""
+
+
+class MoveRow(NamedTuple):
+    """Offsets moved from `start` to `msgid` since the time of the journal's `entry` (packed id). Key: all but the uids.
+
+    One row has all that moved over the same messages in one batch, within FOLD_MS. `entry` is the first of theirs. A
+    batch of other entries may repeat a part of them, in a row of its own or of this key: the earliest time counts.
     """
 
     gid: str
     msgid: int
     start: int
     entry: int
-    uids: tuple[str, ...]
+    uids: Movers
 
 
 class GroupRow(NamedTuple):
-    """A group exists since `created_ms`. Key: gid."""
+    """A group exists since `created_ms`, or longer. Key: gid.
+
+    `receipts` and `asked_by` are its policy, of the row with the highest `policy_changed`: the packed id of its journal
+    entry, 0 for the policy that every group has at first.
+    """
 
     gid: str
     created_ms: int
+    receipts: str = "names"
+    asked_by: str = "sender"
+    policy_changed: int = 0
+
+
+class UserRow(NamedTuple):
+    """Whether a user's receipts are `on` or `off`. Key: uid. The row with the highest `changed` counts.
+
+    That is the packed id of its journal entry.
+    """
+
+    uid: str
+    receipts: str
+    changed: int
 
 
 class ConfirmRow(NamedTuple):
@@ -129,21 +158,33 @@ class Batch:
     moves: list[MoveRow] = field(default_factory=list)
     confirms: list[ConfirmRow] = field(default_factory=list)
     bookmarks: list[BookmarkRow] = field(default_factory=list)
+    users: list[UserRow] = field(default_factory=list)
     marks: list[WatermarkRow] = field(default_factory=list)
+    known_deletions: Mapping[str, int] | None = None
+    """The deletions of groups of these rows that the writer knows: a packed entry by gid. Nothing is written if there
+    are others by now. None: the writer has made sure of that in another way."""
 
     def __len__(self) -> int:
-        return sum(len(getattr(self, each.name)) for each in fields(self))
+        return sum(len(rows) for each in fields(self) if isinstance(rows := getattr(self, each.name), list))
+
+    @property
+    def gids(self) -> list[str]:
+        gids = [row.gid for row in self.groups] + [row.gid for row in self.messages]
+        others = (self.spans, self.moves, self.bookmarks)
+        return sorted({*gids, *(row.gid for rows in others for row in rows)})
 
     def merged(self) -> "Batch":
-        """Return the same with every key once, in order of key: so writers never deadlock."""
+        """Return the same with every key once, in order of key: so writers never deadlock. Moves are folded."""
         return Batch(
-            groups=_merge(self.groups, 1, min),
+            groups=_merge(self.groups, 1, _merged_group),
             messages=_merge(self.messages, 2, max),
             spans=_merge(self.spans, 3, merged_span),
-            moves=_merge(self.moves, 4, max),
+            moves=folded(self.moves),
             confirms=_merge(self.confirms, 2, _merged_confirm),
             bookmarks=_merge(self.bookmarks, 2, _newer_bookmark),
+            users=_merge(self.users, 1, _newer_user),
             marks=_merge(self.marks, 2, max),
+            known_deletions=self.known_deletions,
         )
 
 
@@ -153,6 +194,15 @@ def merged_span(one: SpanRow, other: SpanRow) -> SpanRow:
     acked = max(one.acked_msgid, other.acked_msgid)
     delivered = max(one.delivered_msgid or 0, other.delivered_msgid or 0)
     return newer._replace(acked_msgid=acked, delivered_msgid=delivered if delivered > acked else None)
+
+
+def _merged_group(one: GroupRow, other: GroupRow) -> GroupRow:
+    newer = max(one, other, key=attrgetter("policy_changed"))
+    return newer._replace(created_ms=min(one.created_ms, other.created_ms))
+
+
+def _newer_user(one: UserRow, other: UserRow) -> UserRow:
+    return max(one, other, key=attrgetter("changed"))
 
 
 def _merged_confirm(one: ConfirmRow, other: ConfirmRow) -> ConfirmRow:
@@ -165,6 +215,50 @@ def _newer_bookmark(one: BookmarkRow, other: BookmarkRow) -> BookmarkRow:
 
 def _version(span: SpanRow) -> tuple[int, int]:
     return span.changed, -1 if span.left_msgid is None else span.left_msgid
+
+
+def folded(moves: Iterable[MoveRow]) -> list[MoveRow]:
+    """Return one row for all that moved over the same messages within FOLD_MS, in order of key."""
+    alike: dict[tuple[Any, ...], list[MoveRow]] = {}
+    for row in moves:
+        gid, msgid, start, entry, _ = row
+        alike.setdefault((gid, msgid, start, entry >> msgids.COUNTER_BITS + _FOLD_BITS), []).append(row)
+    return [_united(alike[key]) for key in sorted(alike)]
+
+
+def _united(moves: list[MoveRow]) -> MoveRow:
+    """Return one row for rows that differ in time alone. Of several times of a uid it has the first one."""
+    if len(moves) == 1:
+        return moves[0]
+    moves.sort(key=attrgetter("entry"))
+    began = msgids.time_ms(moves[0].entry)
+    delays: dict[str, int] = {}
+    for row in moves:
+        later = msgids.time_ms(row.entry) - began
+        for uid, delay in delays_of(row.uids):
+            delays[uid] = min(later + delay, delays.get(uid, later + delay))
+    return moves[0]._replace(uids=_movers(delays))
+
+
+def delays_of(movers: Iterable[object]) -> Iterator[tuple[str, int]]:
+    """Yield each uid with its delay in ms. Anything else, as somebody may have written by hand, is left out."""
+    delay = 0
+    for mover in movers:
+        if isinstance(mover, str):
+            yield mover, delay
+        elif type(mover) is int and 0 <= mover < FOLD_MS:
+            delay = mover
+
+
+def _movers(delays: dict[str, int]) -> Movers:
+    movers: list[str | int] = []
+    last = 0
+    for delay, uid in sorted((delay, uid) for uid, delay in delays.items()):
+        if delay != last:
+            movers.append(delay)
+            last = delay
+        movers.append(uid)
+    return tuple(movers)
 
 
 _Row = TypeVar("_Row", bound=tuple[Any, ...])

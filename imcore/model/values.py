@@ -48,6 +48,14 @@ class HistoryPage:
 
 
 @dataclass(frozen=True, slots=True)
+class DeletedGroup:
+    """A group that is gone, and how many messages it had."""
+
+    gid: str
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """A chat group: how many members and messages it has. `last_msgid` is None while it has no message."""
 
@@ -90,6 +98,35 @@ class Unread:
     last_msgid: str | None
     last_ack_msgid: str | None
     marked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InboxEntry:
+    """What a member is shown of one group, all of one moment.
+
+    `message` is the newest that they may see and that is neither recalled nor a tombstone; None without one. `marked`:
+    see `Unread`.
+    """
+
+    gid: str
+    unread: int
+    marked: bool
+    first_unread_msgid: str | None
+    message: Message | None
+
+
+@dataclass(frozen=True, slots=True)
+class InboxPage:
+    """A page of a user's groups, and the totals of all of them: how many there are, in how many how much is unread.
+
+    The next page begins with `after=next`; None after the last one.
+    """
+
+    entries: tuple[InboxEntry, ...]
+    groups: int
+    unread_groups: int
+    unread: int
+    next: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +206,55 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class MessageStatus:
-    """A message, and the names behind its tally; the lists are in order of uid. `delivered_to` has the readers, too."""
+    """A message, its tally, and the names behind that, in order of uid. `delivered_to` has the readers, too.
+
+    A user who is told numbers only gets no names: then `has_names` is False.
+    """
 
     message: Message
-    read_by: tuple[Reader, ...]
-    unread_by: tuple[str, ...]
-    delivered_to: tuple[str, ...]
+    read: int
+    unread: int
+    delivered: int
+    read_by: tuple[Reader, ...] = ()
+    unread_by: tuple[str, ...] = ()
+    delivered_to: tuple[str, ...] = ()
+    has_names: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPolicy:
+    """What members are told about readers, and who may ask.
+
+    `receipts`: `names`, `counts` or `off`. `asked_by`: `sender` (of a message) or `members`.
+    """
+
+    gid: str
+    receipts: str
+    asked_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserPolicy:
+    """A user's own choice. While `receipts` is `off` (else `on`) they read in private, and are told no names."""
+
+    uid: str
+    receipts: str
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why a user has not read a message, or that they have.
+
+    `why` is the first that applies of `sender` (they have sent it), `not-a-member` (as it was sent), `receipts-off`
+    (they tell nobody), `read`, `left` (without having read it), `delivered` (to a client of theirs), `online`,
+    `offline`. `since` is when they read it, left, or were seen last; None for other words, or if that is not known.
+    """
+
+    gid: str
+    msgid: str
+    uid: str
+    why: str
+    since: datetime | None
 
 
 class Draft(NamedTuple):

@@ -12,7 +12,7 @@ An effect in a `yield from` has the type of its answer:
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from imcore.errors import ImError, raise_what_stops_all
 from imcore.streams.calls.call import Call
@@ -80,6 +80,9 @@ class SqlQuery(Effect[T], ABC):
     """A query of the database: a frozen dataclass of its parameters, so that tests can compare queries."""
 
     __slots__ = ()
+
+    needs_data: ClassVar[bool] = True
+    """Whether the database must have the data that Redis has."""
 
     @abstractmethod
     def run(self, database: "Database") -> T: ...

@@ -123,7 +123,7 @@ class Performer:
             case SqlQuery():
                 if self.is_opening:
                     raise DatabaseOpening
-                return effect.run(self.history_database)
+                return effect.run(self.history_database if effect.needs_data else self.system.database)
             case Warn(error, text):
                 return self._log.note(error, text)
         return _perform_in_redis(self.system.client, effect)

@@ -1,23 +1,25 @@
 """How far members are: acks, in private or not; what has arrived; what a user has marked unread; unread counts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput, NotMember, UnknownGroup
 from imcore.model.limits import check_handed_over, check_list, check_msgid, check_name
 from imcore.model.values import Ack, Delivery, Unread
 from imcore.operations import queries
-from imcore.operations.effects import Effects, GetKeyspace, call, call_each, raised
-from imcore.operations.queries import MessagesAfter, MessagesAroundForeign, MessagesBefore
+from imcore.operations.effects import Effects, GetKeyspace, SqlQuery, call, call_each, raised
+from imcore.operations.queries import MessagesAfter, MessagesAroundForeign
 from imcore.streams.calls import group_calls, message_calls
 from imcore.streams.calls.call import Call, Trimmed, error_of
 from imcore.streams.calls.group_calls import Position
-from imcore.streams.calls.message_calls import AckResult, AckTarget, DeliveryTarget, split_targets
+from imcore.streams.calls.message_calls import AckResult, AckTarget, DeliveryTarget, Target, split_targets
 from imcore.streams.keys import Keyspace
 
-Target = TypeVar("Target", AckTarget, DeliveryTarget)
+if TYPE_CHECKING:
+    from imcore.sql.database import Database
 
 _Builder = Callable[[Keyspace, str, Sequence[Target]], Call[list[AckResult]]]
 
@@ -58,10 +60,11 @@ def _checked_ack(ack: tuple[str, str | None]) -> tuple[str, int | None]:
     return check_name(uid, "uid"), None if msgid is None else check_msgid(msgid)
 
 
-def delivered(uid: str, gid: str, msgid: str) -> Effects[Delivery]:
+def delivered(uid: str, gid: str, msgid: str, *, since: int | None = None) -> Effects[Delivery]:
+    """Note that a message has arrived: alone, or with all messages after `since` (packed)."""
     check_name(uid, "uid")
     check_handed_over(gid, "gid")
-    target = DeliveryTarget(check_msgid(msgid), [uid], alone=True)
+    target = DeliveryTarget(check_msgid(msgid), [uid], since or 0, alone=since is None)
     [answer] = yield from _confirm(message_calls.delivered, gid, [target])
     found = raised(answer)
     if found.unsure and (clear := (yield from _clear_in_sql(uid, gid, found, target))):
@@ -69,6 +72,11 @@ def delivered(uid: str, gid: str, msgid: str) -> Effects[Delivery]:
         found = raised(answer)
     result = raised(found.of(uid))
     return Delivery(gid, uid, result.last_ack_msgid, result.advanced)
+
+
+def confirm_delivered(gid: str, targets: Sequence[DeliveryTarget]) -> Effects[list[AckResult | ImError]]:
+    """Note what has arrived. The results have the positions of delivery in place of the offsets."""
+    return (yield from _confirm(message_calls.delivered, gid, targets))
 
 
 def _clear_in_sql(uid: str, gid: str, found: AckResult, target: DeliveryTarget) -> Effects[int | None]:
@@ -137,27 +145,49 @@ def unmark(uid: str, gid: str) -> Effects[Unread]:
 # Unread counts.
 
 
+@dataclass(frozen=True, slots=True)
+class SeqsAt(SqlQuery[dict[str, int]]):
+    """The seq of the newest message up to a place, a gid and a msgid: for each gid, 0 without one."""
+
+    places: Sequence[tuple[str, int]]
+
+    def run(self, database: "Database") -> dict[str, int]:
+        return database.history.seqs_at(self.places)
+
+
 def unread(uid: str) -> Effects[list[Unread]]:
     check_name(uid, "uid")
     space = yield from GetKeyspace()
     gids = (yield from queries.groups_of(space, [uid]))[uid]
     answers = yield from call_each([group_calls.position(space, gid, uid) for gid in gids])
-    counts = []
-    for gid, answer in zip(gids, answers, strict=True):
-        if not isinstance(answer, NotMember | UnknownGroup):  # the user has left it meanwhile
-            counts.append((yield from unread_of(gid, raised(answer))))
-    return counts
+    positions = {
+        gid: raised(answer)
+        for gid, answer in zip(gids, answers, strict=True)
+        if not isinstance(answer, NotMember | UnknownGroup)  # the user has left it meanwhile
+    }
+    counts = yield from unread_counts(positions)
+    return [_unread(gid, position, counts[gid]) for gid, position in positions.items()]
+
+
+def unread_counts(positions: Mapping[str, Position]) -> Effects[dict[str, int]]:
+    """Return how many messages are unread in each group (gid), where the member is at that position."""
+    # Of the newest message up to there: a crash of both servers may have taken the one at the position.
+    trimmed = [(gid, position.unread_after) for gid, position in positions.items() if position.seq is None]
+    seqs = (yield from SeqsAt(trimmed)) if trimmed else {}
+    return {
+        gid: position.head_seq - (seqs.get(gid, 0) if position.seq is None else position.seq) - position.not_unread
+        for gid, position in positions.items()
+    }
 
 
 def unread_of(gid: str, position: Position) -> Effects[Unread]:
-    seq = position.seq
-    if seq is None:
-        # Of the newest message up to there: a crash of both servers may have taken the one at the position.
-        rows = yield from MessagesBefore(gid, position.unread_after + 1, 1)
-        seq = max((row.seq for row in rows), default=0)
+    return _unread(gid, position, (yield from unread_counts({gid: position}))[gid])
+
+
+def _unread(gid: str, position: Position, count: int) -> Unread:
     return Unread(
         gid=gid,
-        unread=position.head_seq - seq - position.not_unread,
+        unread=count,
         last_msgid=msgids.unpack_offset(position.last),
         last_ack_msgid=msgids.unpack_offset(position.acked),
         marked=position.mark > 0,

@@ -164,13 +164,13 @@ def groups_of(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, list[st
 
 def groups_or_errors(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, list[str] | ImError]]:
     """Return the gids of each user's groups, in order, or the error that keeps that user's from being read."""
-    # The unfinished creations come last: a group that was finished meanwhile counts.
-    batch = [*(call for uid in uids for call in group_calls.groups_of(space, uid)), *group_calls.being_created(space)]
+    # The hidden groups come last: a group whose creation was finished meanwhile counts.
+    batch = [*(call for uid in uids for call in group_calls.groups_of(space, uid)), *group_calls.hidden(space)]
     answers = yield from call_apart(batch)
     rest = iter(answers)
     listed = {uid: [next(rest) for _ in range(space.partitions)] for uid in uids}
-    being_created = list(rest)
-    return {uid: _without(gids, being_created) for uid, gids in listed.items()}
+    hidden = list(rest)
+    return {uid: _without(gids, hidden) for uid, gids in listed.items()}
 
 
 def _without(answers: Sequence[list[str] | ImError], hidden: Sequence[list[str] | ImError]) -> list[str] | ImError:

@@ -4,7 +4,7 @@ A receipt is dirty if the tally of its message changed since the sender confirme
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from imcore import msgid as msgids
 from imcore.errors import (
@@ -18,6 +18,7 @@ from imcore.errors import (
 from imcore.model.limits import check_limit, check_name, check_receipts
 from imcore.model.values import Receipt
 from imcore.operations.effects import Effects, GetKeyspace, call, call_apart, raised
+from imcore.operations.policies import groups_without_receipts
 from imcore.operations.queries import PAGE, Tallies, tallies
 from imcore.streams.calls import receipt_calls, session_calls
 from imcore.streams.calls.receipt_calls import Counts, DirtyReceipt
@@ -71,17 +72,22 @@ Delivery = tuple[list[Receipt], DirtyCursor, ImError | None]
 def to_deliver(space: Keyspace, pages: Sequence[DirtyPage | ImError]) -> Effects[list[Delivery | ImError]]:
     """Return the receipts of each page; or its error, or that of SQL or a partition for which all of them wait.
 
-    An unknown group or message has no receipt.
+    An unknown group or message has no receipt, and a group whose receipts are off gives none: they wait.
     """
     dirty = (each for page in pages if not isinstance(page, ImError) for each in page[0])
-    counts = yield from tallies(space, grouped((each.gid, each.msgid) for each in dirty))
-    return [page if isinstance(page, ImError) else _to_deliver(counts, *page) for page in pages]
+    wanted = grouped((each.gid, each.msgid) for each in dirty)
+    off = yield from groups_without_receipts(space, list(wanted))
+    counts = yield from tallies(space, {gid: messages for gid, messages in wanted.items() if gid not in off})
+    return [page if isinstance(page, ImError) else _to_deliver(counts, off, *page) for page in pages]
 
 
-def _to_deliver(tallies: Tallies, dirty: Sequence[DirtyReceipt], cursor: DirtyCursor) -> Delivery | ImError:
+def _to_deliver(
+    tallies: Tallies, off: Container[str], dirty: Sequence[DirtyReceipt], cursor: DirtyCursor
+) -> Delivery | ImError:
     ready: list[Receipt] = []
     left_out: ImError | None = None
-    for each in sorted(dirty, key=lambda each: (each.gid, each.msgid)):
+    told = (each for each in dirty if each.gid not in off)
+    for each in sorted(told, key=lambda each: (each.gid, each.msgid)):
         counts = tallies[each.gid, each.msgid]
         if isinstance(counts, Counts):
             ready.append(Receipt(each.gid, msgids.unpack(each.msgid), *counts, each.version))

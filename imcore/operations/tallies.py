@@ -9,27 +9,43 @@ from imcore.model.rows import MessageRow
 from imcore.model.values import MessageStatus, MessageTally, Reader, Tally
 from imcore.operations import queries
 from imcore.operations.effects import Effects, GetKeyspace, Warn, call, raised
+from imcore.operations.messages import message as stored
+from imcore.operations.policies import permission, permission_about, permitted
 from imcore.operations.queries import MessagesBefore, ReadTimes, stored_message
 from imcore.streams.calls import receipt_calls
-from imcore.streams.calls.receipt_calls import Names
+from imcore.streams.calls.receipt_calls import Counts, Names
 from imcore.streams.keys import Keyspace
+from imcore.util.batches import batches
 
 NAMES = 1000
 
 _TALLIES = 200
 
 
-def tally(gid: str, msgid: str) -> Effects[Tally]:
-    [counts] = (yield from _counts(check_name(gid, "gid"), [check_msgid(msgid)])).values()
-    return Tally(gid, msgid, *raised(counts))
+def tally(gid: str, msgid: str, by: str | None) -> Effects[Tally]:
+    check_name(gid, "gid")
+    packed = check_msgid(msgid)
+    if by is not None:
+        yield from permission_about(gid, by, packed)
+    return Tally(gid, msgid, *(yield from _counts_of(gid, packed)))
 
 
-def tallies(gid: str, of: Iterable[str]) -> Effects[list[Tally]]:
+def tallies(gid: str, of: Iterable[str], by: str | None) -> Effects[list[Tally]]:
     check_handed_over(gid, "gid")
     wanted = {check_msgid(msgid): msgid for msgid in check_list(of, "msgids")}
+    if by is not None:
+        for part in list(batches(wanted, queries.PAGE)) or [[]]:
+            _, refusals = yield from permitted(gid, by, part)
+            for packed in filter(refusals.get, part):
+                del wanted[packed]
     counts = yield from _counts(gid, list(wanted))
     known = ((wanted[packed], each) for (_, packed), each in counts.items() if not isinstance(each, UnknownMessage))
     return [Tally(gid, msgid, *raised(each)) for msgid, each in known]
+
+
+def _counts_of(gid: str, packed: int) -> Effects[Counts]:
+    [counts] = (yield from _counts(gid, [packed])).values()
+    return raised(counts)
 
 
 def _counts(gid: str, packed: Sequence[int]) -> Effects[queries.Tallies]:
@@ -37,9 +53,19 @@ def _counts(gid: str, packed: Sequence[int]) -> Effects[queries.Tallies]:
     return (yield from queries.tallies(space, {gid: packed}))
 
 
-def status(gid: str, *, limit: int) -> Effects[list[MessageTally]]:
+def status(gid: str, *, limit: int, by: str | None) -> Effects[list[MessageTally]]:
     check_limit(limit, lowest=0)
     check_name(gid, "gid")
+    if by is None:
+        return (yield from _status(gid, limit))
+    allowed = yield from permission(gid, by)
+    tallies = yield from _status(gid, limit)
+    return [
+        tally for tally in tallies if allowed.covers(tally.message.sender_uid, msgids.position_of(tally.message.msgid))
+    ]
+
+
+def _status(gid: str, limit: int) -> Effects[list[MessageTally]]:
     space = yield from GetKeyspace()
     most = limit or msgids.HIGHEST
     newest_first: list[MessageTally] = []
@@ -78,10 +104,12 @@ def _with_tallies(space: Keyspace, gid: str, rows: Sequence[MessageRow]) -> Effe
     return [MessageTally(message, *raised(counts[gid, row.msgid])) for row, message in zip(rows, messages, strict=True)]
 
 
-def message_status(gid: str, msgid: str) -> Effects[MessageStatus]:
+def message_status(gid: str, msgid: str, by: str | None) -> Effects[MessageStatus]:
     """See `Chat.message_status`. In a large group each member counts as they stood when the page of their name came."""
     check_name(gid, "gid")
     packed = check_msgid(msgid)
+    if by is not None and not (yield from permission_about(gid, by, packed)).names:
+        return (yield from _numbers(gid, packed))
     space = yield from GetKeyspace()
     names = yield from _names(space, gid, packed)
     message = names.message
@@ -89,14 +117,28 @@ def message_status(gid: str, msgid: str) -> Effects[MessageStatus]:
         row = yield from stored_message(gid, packed)
         [message] = yield from queries.messages(space, gid, [row])
     read = names.read - {message.sender_uid}
-    read_at = (yield from _read_times(gid, packed)) if read else {}
+    unread = names.unread - names.read - {message.sender_uid}
+    delivered = (names.read | names.arrived) - {message.sender_uid}
+    read_at = (yield from read_times(gid, packed)) if read else {}
     readers = (Reader(uid, msgids.from_ms(read_at[uid]) if uid in read_at else None) for uid in sorted(read))
     return MessageStatus(
         message=message,
+        read=len(read),
+        unread=len(unread),
+        delivered=len(delivered),
         read_by=tuple(readers),
-        unread_by=tuple(sorted(names.unread - names.read - {message.sender_uid})),
-        delivered_to=tuple(sorted((names.read | names.arrived) - {message.sender_uid})),
+        unread_by=tuple(sorted(unread)),
+        delivered_to=tuple(sorted(delivered)),
     )
+
+
+def _numbers(gid: str, packed: int) -> Effects[MessageStatus]:
+    """Return the status of a message without names."""
+    counts = yield from _counts_of(gid, packed)
+    message = yield from stored(gid, packed)
+    if message is None:
+        raise queries.unknown_message(gid, packed)
+    return MessageStatus(message, *counts, has_names=False)
 
 
 def _names(space: Keyspace, gid: str, packed: int) -> Effects[Names]:
@@ -113,7 +155,7 @@ def _names(space: Keyspace, gid: str, packed: int) -> Effects[Names]:
     return first._replace(read=read, unread=unread, arrived=arrived)
 
 
-def _read_times(gid: str, packed: int) -> Effects[dict[str, int]]:
+def read_times(gid: str, packed: int) -> Effects[dict[str, int]]:
     """Return when each reader read it, as far as a worker has stored it; nothing while the database is away."""
     try:
         return (yield from ReadTimes(gid, packed))

@@ -8,7 +8,7 @@ leave meanwhile are done again.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -16,29 +16,26 @@ from itertools import chain
 from imcore import msgid as msgids
 from imcore.errors import TryAgain
 from imcore.model.rows import Batch, GroupRow, SpanRow, WatermarkRow
-from imcore.repair import locks, window
+from imcore.repair import deletion, locks, window
 from imcore.repair.bookmarks import Bookmarks
 from imcore.repair.desired import PAGE, Planner, client_msgids, oldest_client_msgid, paged, trimmed_own
 from imcore.repair.diff import described_span
 from imcore.repair.locks import PartitionLock
 from imcore.repair.merge import Placed, Plan
 from imcore.repair.orders import lowest_behind, orders, passed
-from imcore.repair.state import Counter, highest_offset
+from imcore.repair.state import highest_offset
+from imcore.repair.unconfirmed import mark_unconfirmed
 from imcore.repair.window import START, now_ms, packed
 from imcore.sql import corrections, queries
-from imcore.sql.queries import Light
-from imcore.streams.calls import repair_calls
+from imcore.streams.calls import repair_calls, rewrite_calls
 from imcore.streams.calls.repair_calls import GroupLock, Shadow, ShadowEntry
 from imcore.streams.client import CHUNK
 from imcore.streams.dead_letters import CHECK
 from imcore.streams.keys import uid_of
 from imcore.system import System
-from imcore.util.batches import batches, grouped
+from imcore.util.batches import batches
 
 log = logging.getLogger(__name__)
-
-COUNTED_AT_ONCE = 10_000
-"""For how many messages the spans are gone through once."""
 
 TRIES = 20
 MOST_NAMES = 3
@@ -85,18 +82,27 @@ def mend(
     `lock` is the caller's on the partition, if it has one. Raise TryAgain if somebody else mends it all the time, or if
     members join and leave too fast.
     """
+    if deletion.begun(system, [gid]):
+        return Mended()
+    deletion.end(system, gid)
     partition = system.client.space.partition_of(gid)
     if lock is None:
         with PartitionLock(system, partition, wait_s=locks.LOCK_MS / 1000 + 1) as own:
             return mend(system, gid, since=since, lock=own, is_older=is_older, lost_all=lost_all)
-    total = Mended(groups=1, behind=0 if lost_all or gid in window.unfinished(system, partition) else None)
+    begun = Mended(groups=1, behind=0 if lost_all or gid in window.unfinished(system, partition) else None)
+    return _mend(system, gid, begun, since, lock, is_older=is_older or lost_all)
+
+
+def _mend(system: System, gid: str, total: Mended, since: int | None, lock: PartitionLock, *, is_older: bool) -> Mended:
     left: set[str] | None = None
     for _ in range(TRIES):
         lock.renew()
         [group_lock] = locks.take(system, [gid])
-        is_done = False
+        is_done = bool(deletion.begun(system, [gid]))
         try:
-            done, left = _Attempt(system, group_lock, since, lock, is_older=is_older or lost_all).run(left)
+            if is_done:
+                return total
+            done, left = _Attempt(system, group_lock, since, lock, is_older=is_older).run(left)
             total = total.plus(done)
             if not left and left is not None:
                 total = total.plus(Mended(receipts=_make_due(system, gid, total.behind)))
@@ -258,9 +264,7 @@ class _Attempt(Planner):
     def _restore_rest(self, plan: Plan) -> None:
         """Restore recalls, own messages past the offsets, and client_msgids."""
         members = [row.uid for row in plan.rows if row.left_msgid is None]
-        trimmed = trimmed_own(self._system, [self._gid], plan.trim.msgid).get(self._gid, {})
-        for uid, mark in self._marks.items():  # SQL may not have it yet
-            trimmed[uid] = queries.own_after(self._database, self._gid, uid, after=mark, until=plan.trim.msgid)
+        trimmed = self._trimmed_own(plan)
         recalled = {msgid for pair in queries.recalls(self._database, self._gid) for msgid in pair}
         corrections.delete_recalled_texts(self._database, self._gid)
         strangers = [msgid for msgid in plan.live.recalled - recalled if not self._is_message(msgid)]
@@ -269,6 +273,7 @@ class _Attempt(Planner):
         self._client.call_many(
             [
                 *paged(recalled, partial(repair_calls.set_recalled, k)),
+                *([rewrite_calls.wait(k)] if recalled - plan.live.recalled else ()),  # Redis may have their texts
                 *paged(strangers, partial(repair_calls.set_recalled, k, drop=True)),
                 *paged(owners, partial(repair_calls.restore_own_unacked, k, trimmed=trimmed)),
                 *paged(plan.reidentified, partial(repair_calls.restore_idempotency, k, for_ms=once_ms, correct=True)),
@@ -279,6 +284,12 @@ class _Attempt(Planner):
         for call in client_msgids(self._system, [self._gid], after=oldest_client_msgid(self._system, k.meta)):
             self._client.call(call)
             self._lock.renew()
+
+    def _trimmed_own(self, plan: Plan) -> dict[str, list[int]]:
+        trimmed = trimmed_own(self._system, [self._gid], plan.trim.msgid).get(self._gid, {})
+        for uid, mark in self._marks.items():  # SQL may not have it yet
+            trimmed[uid] = queries.own_after(self._database, self._gid, uid, after=mark, until=plan.trim.msgid)
+        return trimmed
 
     def _is_message(self, msgid: int) -> bool:
         """Return whether either side has a message. It then stays recalled, even without its tombstone."""
@@ -296,29 +307,6 @@ class _Attempt(Planner):
 
 
 # Parts that a rebuild shares.
-
-
-def mark_unconfirmed(system: System, gid: str, messages: Iterable[Light], spans: Sequence[SpanRow]) -> dict[str, int]:
-    """Mark the messages of a group that more have read than their senders have confirmed.
-
-    Two may do so at once: it may take longer than a group's lock. Return how many were not marked before, by sender.
-    """
-    k = system.client.space.group(gid)
-    marked: dict[str, int] = {}
-    for batch in batches((light for light in messages if light.recalls is None), COUNTED_AT_ONCE):
-        counter = Counter([(light.msgid, light.sender_uid) for light in batch])
-        for span in spans:
-            counter.add(span)
-        counts = zip(batch, counter.counts(), strict=True)
-        dirty = grouped(
-            (light.sender_uid, light.msgid)
-            for light, count in counts
-            if (count.read, count.delivered) != (light.confirmed_read, light.confirmed_delivered)
-        )
-        for uid, msgs in dirty.items():
-            calls = [repair_calls.dirty(k, uid, page) for page in batches(msgs, PAGE)]
-            marked[uid] = marked.get(uid, 0) + sum(system.client.call_many(calls))
-    return marked
 
 
 def shadow_of(entries: int, newest: int, seq: int, floor: int) -> Shadow:

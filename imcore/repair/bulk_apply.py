@@ -8,11 +8,12 @@ from typing import Any
 
 from imcore.model.rows import BookmarkRow, MessageRow, SpanRow
 from imcore.repair import locks
-from imcore.repair.apply import lower, mark_unconfirmed, shadow_of
+from imcore.repair.apply import lower, shadow_of
 from imcore.repair.bookmarks import Bookmarks
 from imcore.repair.desired import PAGE, client_msgids, paged, trimmed_own
 from imcore.repair.orders import close_order
 from imcore.repair.state import Changes, delivered_of, furthest, highest_offset, is_empty, possible
+from imcore.repair.unconfirmed import mark_unconfirmed
 from imcore.repair.window import START, now_ms
 from imcore.sql import corrections, queries
 from imcore.streams.calls import repair_calls

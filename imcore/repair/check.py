@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, TryAgain
+from imcore.repair import policies
 from imcore.repair.apply import mend
 from imcore.repair.compare import HAND_WRITTEN, differences, oldest_of
 from imcore.repair.diff import MISSING, NOTHING, THERE, Difference
@@ -57,6 +58,7 @@ def check(system: System, *, repair: bool = False, on_progress: Progress | None 
     yield from _backlog(system)
     yield from _silent(system)
     yield from _groups(system, repair, on_progress or (lambda *_: None))
+    yield from policies.differences(system, range(system.client.space.partitions), repair=repair)
     yield from _strange_listings(system, repair)
     yield from _rebuild_broken_off(system, rebuild, repair)
 

@@ -8,12 +8,13 @@ from itertools import filterfalse
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, TryAgain
 from imcore.model.rows import Head, MessageRow, SpanRow
-from imcore.repair import diff, state, window
+from imcore.repair import deletion, diff, state, window
 from imcore.repair.bookmarks import Bookmarks, own_floor
 from imcore.repair.diff import BEGUN, MISSING, THERE, UNREADABLE, Difference, MessageDiff, SpanDiff, SpanState
 from imcore.repair.state import Changes, GroupMeta, is_empty, key_of, paired
 from imcore.repair.window import PAGE, JournalWindow, StreamEntry, now_ms
 from imcore.sql import corrections, queries
+from imcore.sql import deletion as sql_deletion
 from imcore.sql.database import Database
 from imcore.streams.calls import receipt_calls
 from imcore.streams.calls.call import Trimmed
@@ -42,7 +43,10 @@ def differences(system: System, gids: Sequence[str], *, after: int | None = None
     """
     partitions = {system.client.space.partition_of(gid) for gid in gids}
     begun = {gid for partition in partitions for gid in window.unfinished(system, partition)}
+    deletions = sql_deletion.known(system.database, gids)
     compared = _compared(system, gids, after)
+    deleted = deletion.begun_since(system, [gid for gid, each in compared.items() if each], deletions)
+    compared |= {gid: [] for gid in deleted}
     return {gid: [replace(one, gid=gid) for one in ([BEGUN] * (gid in begun) + each)] for gid, each in compared.items()}
 
 

@@ -19,12 +19,14 @@ from typing import Self
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, RefusedError, TryAgain
 from imcore.model.rows import Batch, GroupRow, Head
+from imcore.repair import deletion, policies
 from imcore.repair.apply import mend
 from imcore.repair.bulk_apply import BulkApply
 from imcore.repair.desired import oldest_client_msgid, trim_point
 from imcore.repair.watermarks import end_rebuild, raise_journals
 from imcore.repair.window import now_ms, rebuild_token
 from imcore.sql import corrections, queries
+from imcore.sql import deletion as sql_deletion
 from imcore.streams import keys
 from imcore.streams.calls import journal_calls, repair_calls
 from imcore.streams.calls.repair_calls import Trim
@@ -235,13 +237,22 @@ class _Rebuild:
         """Bring back one batch after the other."""
         watermarks = queries.watermarks(self._database).values()
         raise_journals(self._system, range(self._space.partitions), watermarks)
+        self._end_deletions()
         created_ms = now_ms()
         self._database.write(Batch(groups=[GroupRow(gid, created_ms) for gid in queries.unlisted(self._database)]))
         for gids in batches(queries.gids(self._database), GROUPS):
-            for heads in self._missing(gids):
+            deleted = deletion.begun(self._system, gids)
+            for heads in self._missing([gid for gid in gids if gid not in deleted]):
                 self._bring_back(heads)
                 yield
             yield
+        policies.restore(self._system, range(self._space.partitions))
+
+    def _end_deletions(self) -> None:
+        """Delete the rows of groups whose deletion was begun: they are of no group. A worker does the rest."""
+        for each in sql_deletion.unfinished(self._database):
+            while sql_deletion.step(self._database, each.gid, each.entry, MESSAGES):
+                self._lease.confirm()
 
     def _missing(self, gids: list[str]) -> Iterator[list[Head]]:
         """Yield batches of groups that Redis does not have. Mend those that it has, and skip those that are done."""

@@ -13,6 +13,7 @@ from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable, TryAga
 from imcore.model.rows import WatermarkRow
 from imcore.operations import creation
 from imcore.operations.performer import perform_in_redis, stream_from_redis
+from imcore.repair.deletion import Deletions
 from imcore.repair.watermarks import end_rebuild, reconcile
 from imcore.repair.window import Place, lost_watermarks, packed, rebuild_token, unfinished
 from imcore.settings import Settings
@@ -54,6 +55,7 @@ class Watch:
         self._dataset: str | None = None
         self._heir = ""
         self._trouble = ThrottledLog(time.monotonic)
+        self._deletions = Deletions(self._system, self._trouble)
         self._broken_off = ""
         """The token of a rebuild whose process has died."""
 
@@ -65,13 +67,15 @@ class Watch:
         """
         if time.monotonic() < self._look_at:
             return False
+        is_new = self._dataset is None
         self._adopt()
         self._mend_all()
         if self._broken_off:
             self._end_rebuild()
         end_abandoned(self._system.client, self._trouble)
+        has_more = self._dataset is not None and self._deletions.look(is_new=is_new)
         before, self._mended = self._mended, self._states()
-        if self._dataset is not None:
+        if self._dataset is not None and not has_more:
             self._look_at = time.monotonic() + self._every_s
         return before is not None and before != self._mended
 

@@ -13,12 +13,13 @@ import logging
 from collections.abc import Iterable
 
 from imcore import msgid as msgids
+from imcore.repair import policies
 from imcore.repair.apply import Mended, id_above, mend
 from imcore.repair.compare import differences, oldest_of
 from imcore.repair.locks import PartitionLock
 from imcore.repair.state import highest_offset
 from imcore.repair.window import gids_of, lost_watermarks, now_ms, rebuild_token
-from imcore.sql import queries
+from imcore.sql import deletion, queries
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.repair_calls import NEVER
 from imcore.system import System
@@ -54,13 +55,16 @@ def reconcile(system: System, partition: int) -> Mended:
                     back = f"{mended.restored} lost messages are back, {mended.renumbered} have another seq"
                     log.warning("group %r: %s", gid, back)
             lock.renew()
+        if restored := policies.restore(system, [partition]):
+            log.warning("partition %d: %d receipt policies are as SQL has them", partition, restored)
         system.client.call(repair_calls.set_watermarks(system.client.space, partition, marks))
         return done
 
 
 def raise_journals(system: System, partitions: Iterable[int], watermarks: Iterable[int]) -> None:
     """Let later entries have ids above these watermarks and all that SQL knows, also where the clock is behind."""
-    latest = max(queries.newest_change(system.database, until=highest_offset(0, now_ms())), *watermarks, 0)
+    known = queries.newest_change(system.database, until=highest_offset(0, now_ms()))
+    latest = max(known, deletion.newest(system.database), *watermarks, 0)
     space = system.client.space
     system.client.call_many([repair_calls.journal(space, p, id_above(latest)) for p in partitions])
 

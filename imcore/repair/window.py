@@ -16,6 +16,8 @@ from imcore.sql import queries
 from imcore.streams import events, wire
 from imcore.streams.calls import journal_calls, message_calls
 from imcore.streams.calls.call import all_entries
+from imcore.streams.calls.deletion_calls import DELETE
+from imcore.streams.calls.rewrite_calls import REWRITE
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
 from imcore.streams.keys import CONFIG, REBUILDING, SEPARATOR, GroupKeys
@@ -26,6 +28,9 @@ PAGE = 500
 
 KIND = "persist"
 """The worker that stores the journals' entries."""
+
+_HARMLESS = REWRITE.encode(), DELETE.encode()
+"""The beginnings of the tokens of locks that are no repairs."""
 
 START = "0-0"
 
@@ -272,7 +277,11 @@ def lost_watermarks(system: System) -> dict[Place, tuple[int, int]]:
 
 def unfinished(system: System, partition: int) -> set[str]:
     """Return the groups of a partition whose repair has begun and not ended. They may not be as desired."""
-    return {wire.text(gid) for gid in system.client.query("HKEYS", system.client.space.group_locks(partition))}
+    locks = system.client.space.group_locks(partition)
+    gids = system.client.query("HKEYS", locks)
+    holders = system.client.query("HMGET", locks, *gids) if gids else ()
+    locked = zip(gids, holders, strict=True)
+    return {wire.text(gid) for gid, holder in locked if holder and not holder.startswith(_HARMLESS)}
 
 
 def rebuild_token(system: System) -> str | None:

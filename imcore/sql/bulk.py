@@ -1,22 +1,25 @@
 """Bulk writes, as far as SQLite and PostgreSQL agree: columns, values, and conflict clauses.
 
-Every conflict clause keeps a maximum or a minimum, so writes commute and may be repeated.
+Every conflict clause keeps a maximum, a minimum or a union, so writes commute and may be repeated.
 """
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from imcore import msgid as msgids
-from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow, WatermarkRow
+from imcore.errors import GroupDeleted
+from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow, UserRow, WatermarkRow
+from imcore.sql.moves import ADD_LINE, line_of
 from imcore.sql.tables import reach
+from imcore.util.batches import batches
 
 TimeForm = Callable[[int], object]
 """Turns milliseconds since 1970 into the driver's form of a timestamp."""
 
 _Row = TypeVar("_Row", bound=tuple[Any, ...])
+
+_GIDS_AT_ONCE = 500
 
 WATERMARK = "stored"
 """The prefix of watermarks in imcore_meta: see `watermark_name`."""
@@ -48,11 +51,27 @@ def by_table(batch: Batch) -> Iterator[tuple[BulkTable[Any], list[Any]]]:
         (_MESSAGES, batch.messages),
         (_SPANS, batch.spans),
         (_BOOKMARKS, batch.bookmarks),
+        (_USERS, batch.users),
         (_MOVES, batch.moves),
         (_WATERMARKS, batch.marks),
     ):
         if rows:
             yield table, rows
+
+
+def check_deletions(batch: Batch, rows_of: Callable[[str, tuple[str, ...]], Iterable[tuple[str, int]]]) -> None:
+    """Raise GroupDeleted if the groups of a batch have other deletions than its writer knows.
+
+    Call it in the transaction that writes the batch. `rows_of` runs a statement with its values.
+    """
+    if batch.known_deletions is None:
+        return
+    for gids in batches(batch.gids, _GIDS_AT_ONCE):
+        names = ", ".join("?" for _ in gids)
+        statement = f"SELECT gid, entry FROM deleted_groups WHERE gid IN ({names})"  # noqa: S608 (only question marks)
+        for gid, entry in rows_of(statement, tuple(gids)):
+            if batch.known_deletions.get(gid) != entry:
+                raise GroupDeleted(f"group {gid!r} was deleted just now")
 
 
 UPDATES: tuple[tuple[str, Callable[[Batch], list[tuple[object, ...]]]], ...] = (
@@ -82,12 +101,7 @@ def _message_values(row: MessageRow, time: TimeForm) -> tuple[object, ...]:
 
 def _move_values(row: MoveRow, _time: TimeForm) -> tuple[object, ...]:
     gid, msgid, start, entry, uids = row
-    return gid, reach(msgid - start), msgid, entry, start, _json(uids)
-
-
-@lru_cache(maxsize=256)
-def _json(uids: tuple[str, ...]) -> str:
-    return json.dumps(uids, ensure_ascii=False)
+    return gid, reach(msgid - start), msgid, entry, start, line_of(uids)
 
 
 def watermark_name(partition: int, consumer: str) -> str:
@@ -95,12 +109,18 @@ def watermark_name(partition: int, consumer: str) -> str:
     return f"{WATERMARK}:{partition}:{consumer}"
 
 
+_POLICY_IS_NEWER = "excluded.policy_changed > chat_groups.policy_changed"
 _GROUPS: BulkTable[GroupRow] = BulkTable(
     table="chat_groups",
-    columns="gid text, created_at timestamptz",
-    on_conflict="""(gid) DO UPDATE SET created_at = excluded.created_at
-        WHERE excluded.created_at < chat_groups.created_at""",
-    values=lambda row, time: (row.gid, time(row.created_ms)),
+    columns="gid text, created_at timestamptz, receipts text, asked_by text, policy_changed int8",
+    on_conflict=f"""(gid) DO UPDATE SET
+        created_at = CASE WHEN excluded.created_at < chat_groups.created_at
+            THEN excluded.created_at ELSE chat_groups.created_at END,
+        receipts = CASE WHEN {_POLICY_IS_NEWER} THEN excluded.receipts ELSE chat_groups.receipts END,
+        asked_by = CASE WHEN {_POLICY_IS_NEWER} THEN excluded.asked_by ELSE chat_groups.asked_by END,
+        policy_changed = CASE WHEN {_POLICY_IS_NEWER} THEN excluded.policy_changed ELSE chat_groups.policy_changed END
+        WHERE excluded.created_at < chat_groups.created_at OR {_POLICY_IS_NEWER}""",
+    values=lambda row, time: (row.gid, time(row.created_ms), *row[2:]),
     appends=False,
 )
 _MESSAGES: BulkTable[MessageRow] = BulkTable(
@@ -141,10 +161,18 @@ _BOOKMARKS: BulkTable[BookmarkRow] = BulkTable(
     values=lambda row, _time: row,
     appends=False,
 )
+_USERS: BulkTable[UserRow] = BulkTable(
+    table="user_settings",
+    columns="uid text, receipts text, changed int8",
+    on_conflict="""(uid) DO UPDATE SET receipts = excluded.receipts, changed = excluded.changed
+        WHERE excluded.changed > user_settings.changed""",
+    values=lambda row, _time: row,
+    appends=False,
+)
 _MOVES: BulkTable[MoveRow] = BulkTable(
     table="offset_moves",
     columns="gid text, reach int2, msgid int8, entry int8, start int8, uids text",
-    on_conflict="(gid, reach, msgid, entry, start) DO NOTHING",
+    on_conflict=f"(gid, reach, msgid, entry, start) DO UPDATE SET {ADD_LINE}",
     values=_move_values,
     appends=True,
 )

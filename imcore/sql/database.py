@@ -5,7 +5,6 @@ succeed; DatabaseRejected names a row that is never accepted. Both leave nothing
 interruption, as by Ctrl-C, is no error: errors of the driver's clean-up never replace it.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -45,6 +44,7 @@ from imcore.sql.backends import backend_of
 from imcore.sql.cells import MessageReader, is_recalled, text_of
 from imcore.sql.history import HistoryQueries
 from imcore.sql.migrations import HEAD, VERSION_TABLE
+from imcore.sql.moves import movers_of
 from imcore.sql.tables import GROUP_MSGS, META, OFFSET_MOVES, REACHES, longest
 from imcore.util.batches import batches
 
@@ -237,12 +237,13 @@ class Database:
                 for reach in REACHES
             )
         )
-        entries: dict[str, int] = {}
+        times: dict[str, int] = {}
         with self.connection() as connection:
-            for entry, uids in connection.execute(covering):
-                for uid in _uids(uids):
-                    entries[uid] = min(entry, entries.get(uid, entry))
-        return {uid: msgids.time_ms(entry) for uid, entry in entries.items()}
+            for entry, cell in connection.execute(covering):
+                began = msgids.time_ms(entry)
+                for uid, delay in movers_of(cell):
+                    times[uid] = min(began + delay, times.get(uid, began + delay))
+        return times
 
     def meta(self, name: str) -> str | None:
         """Return a fact about the data as a whole, None if it is unknown."""
@@ -316,15 +317,6 @@ def _interruption(error: BaseException | None, before: BaseException | None) -> 
             return error
         error = error.__cause__ or error.__context__
     return None
-
-
-def _uids(cell: object) -> list[str]:
-    """Return the uids of a move of offsets. A cell that somebody has written by hand may hold anything."""
-    try:
-        uids = json.loads(cell) if isinstance(cell, str) else None
-    except ValueError:
-        uids = None
-    return [uid for uid in uids if isinstance(uid, str)] if isinstance(uids, list) else []
 
 
 def _migrate(connection: Connection) -> None:

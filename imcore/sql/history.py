@@ -1,11 +1,15 @@
-"""Queries for a page of history: messages on both sides of a place, by one statement on the primary key."""
+"""Queries for members: a page of history, and places in many groups at once. Each reads ranges of the primary key."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import ColumnElement, select, union_all
+from sqlalchemy import CTE, BigInteger, ColumnElement, column, select, tuple_, union_all, values
 
+from imcore import msgid as msgids
 from imcore.model.rows import MessageRow
-from imcore.sql.tables import GROUP_MSGS
+from imcore.sql.cells import int_of, is_msgid, is_recalled
+from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS, NAME
+from imcore.util.batches import batches
 
 if TYPE_CHECKING:
     from imcore.sql.database import Database
@@ -15,6 +19,12 @@ Sides = tuple[list[MessageRow], list[MessageRow]]
 
 Between = tuple[int, int]
 """The messages that count: after the first msgid (packed), up to the second one."""
+
+
+Place = tuple[str, int]
+"""A gid and a msgid (packed)."""
+
+_AT_ONCE = 1000
 
 
 class _Side(NamedTuple):
@@ -51,6 +61,51 @@ class HistoryQueries:
         count = next((number for number, row in enumerate(rows) if row.msgid > offset and _is_foreign(row, uid)), 0)
         return rows[:count], rows[count:]
 
+    def messages_at(self, places: Sequence[Place]) -> list[MessageRow]:
+        """Return those messages that are stored."""
+        c = GROUP_MSGS.c
+        columns = self._database.reader.columns(recalled=is_recalled())
+        rows: list[MessageRow] = []
+        for batch in batches(places, _AT_ONCE):
+            query = select(*columns).where(tuple_(c.gid, c.msgid).in_(batch))
+            rows += self._database.reader.rows(self._database.fetch(query))
+        return rows
+
+    def seqs_at(self, places: Sequence[Place]) -> dict[str, int]:
+        """Return for each group (gid) the seq of its newest message up to there, 0 without one."""
+        c = GROUP_MSGS.c
+        seqs: dict[str, int] = {}
+        for batch in batches(places, _AT_ONCE):
+            at = _table(batch, "gid", "until")
+            query = select(c.seq).where(c.gid == at.c.gid, c.msgid >= 1, c.msgid <= at.c.until)
+            newest = query.order_by(c.msgid.desc()).limit(1).scalar_subquery()
+            seqs.update(
+                (gid, 0 if seq is None else int_of(seq)) for gid, seq in self._database.fetch(select(at.c.gid, newest))
+            )
+        return seqs
+
+    def firsts_of_others(self, uid: str, between: Sequence[tuple[str, int, int]]) -> dict[str, int]:
+        """Return for each group with after < msgid <= until its first message that counts as unread, if there is one.
+
+        That is one of others that is neither recalled nor a tombstone.
+        """
+        c = GROUP_MSGS.c
+        firsts: dict[str, int] = {}
+        for batch in batches(between, _AT_ONCE):
+            at = _table(batch, "gid", "after", "until")
+            query = select(c.msgid).where(c.gid == at.c.gid, c.msgid > at.c.after, c.msgid <= at.c.until)
+            query = query.where(c.sender_uid != uid, c.recalls.is_(None), ~is_recalled())
+            first = query.order_by(c.msgid).limit(1).scalar_subquery()
+            found = self._database.fetch(select(at.c.gid, first))
+            firsts.update((gid, msgid) for gid, msgid in found if is_msgid(msgid))
+        return firsts
+
+    def left_ms(self, gid: str, uid: str, joined: int) -> int | None:
+        """Return when the span that began there has ended, in ms since 1970; None if that is not stored."""
+        c = GROUP_SPANS.c
+        query = select(c.changed).where(c.gid == gid, c.uid == uid, c.joined_msgid == joined, c.left_msgid.is_not(None))
+        return next((msgids.time_ms(each) for (each,) in self._database.fetch(query) if is_msgid(each)), None)
+
     def _rows(self, gid: str, *sides: _Side) -> list[MessageRow]:
         c = GROUP_MSGS.c
         parts = []
@@ -63,3 +118,9 @@ class HistoryQueries:
 
 def _is_foreign(row: MessageRow, uid: str) -> bool:
     return row.sender_uid != uid and row.recalls is None
+
+
+def _table(rows: Sequence[tuple[Any, ...]], *names: str) -> CTE:
+    """Return rows that begin with a gid, followed by msgids, as a table."""
+    columns = [column(name, NAME if name == "gid" else BigInteger) for name in names]
+    return values(*columns, name="wanted").data(rows).cte("wanted")

@@ -22,7 +22,7 @@ from imcore.errors import ImError
 from imcore.model.rows import Batch
 from imcore.sql import postgres_checks, postgres_url
 from imcore.sql.backend import Backend
-from imcore.sql.bulk import UPDATES, BulkTable, by_table
+from imcore.sql.bulk import UPDATES, BulkTable, by_table, check_deletions
 from imcore.util.backoff import ThrottledLog
 from imcore.util.batches import batches
 
@@ -114,12 +114,13 @@ class PostgresBackend(Backend):
 
     def _write_once(self, batch: Batch, *, may_copy: bool) -> None:
         with self._transaction() as driver, driver.cursor() as cursor:
+            check_deletions(batch, lambda statement, values: cursor.execute(_with_parameters(statement), values))
             for table, rows in by_table(batch):
                 write = _copy if may_copy and table.appends else _insert
                 write(cursor, table, [table.values(row, msgids.from_ms) for row in rows])
             for statement, values_of in UPDATES:
                 if values := values_of(batch):
-                    cursor.executemany(statement.replace("?", "%s").encode(), values)
+                    cursor.executemany(_with_parameters(statement), values)
 
     @contextmanager
     def _transaction(self) -> Iterator["psycopg.Connection[Any]"]:
@@ -153,6 +154,10 @@ def _insert(cursor: psycopg.Cursor[Any], table: BulkTable[Any], rows: list[tuple
         ON CONFLICT {table.on_conflict}"""  # noqa: S608 (our own names)
     for batch in batches(rows, ROWS_PER_INSERT):
         cursor.execute(statement.encode(), [list(column) for column in zip(*batch, strict=True)])
+
+
+def _with_parameters(statement: str) -> bytes:
+    return statement.replace("?", "%s").encode()
 
 
 def begin_statement() -> str:

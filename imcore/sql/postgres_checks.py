@@ -15,7 +15,7 @@ OLDEST = 110_000
 _NEEDED = {
     "SELECT": ("chat_groups", "group_msgs", "group_spans", "offset_moves", "imcore_meta", VERSION_TABLE),
     "INSERT": ("chat_groups", "group_msgs", "group_spans", "offset_moves", "imcore_meta"),
-    "UPDATE": ("chat_groups", "group_msgs", "group_spans", "imcore_meta"),
+    "UPDATE": ("chat_groups", "group_msgs", "group_spans", "offset_moves", "imcore_meta"),
     "DELETE": ("offset_moves", "imcore_meta"),
 }
 """The rights that a writer needs, with their tables."""

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Subquery, and_, case, delete, exists, func, literal, select, tuple_, union
 
+from imcore.model.limits import ASKED_BY, GROUP_RECEIPTS
 from imcore.model.rows import BookmarkRow, Head, MessageRow, SpanRow, WatermarkRow
 from imcore.msgid import HIGHEST
 from imcore.sql.bulk import WATERMARK, watermark_name
 from imcore.sql.cells import faults, has_msgid, has_text, int_of, is_msgid, is_recalled, msgid_of, suspect, text_of
 from imcore.sql.database import PAGE, PUT_META, Database
-from imcore.sql.tables import BOOKMARKS, CHAT_GROUPS, GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES
+from imcore.sql.tables import BOOKMARKS, CHAT_GROUPS, GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES, USER_SETTINGS
 from imcore.util.batches import batches
 
 _WATERMARK_NAME = re.compile(f"{WATERMARK}:[0-9]{{1,9}}:.+", re.ASCII | re.DOTALL)
@@ -89,6 +90,22 @@ def older_than(database: Database, gid: str, count: int) -> tuple[int, int] | No
     c = GROUP_MSGS.c
     query = select(c.msgid, c.seq).where(c.gid == gid, has_msgid()).order_by(c.msgid.desc()).offset(count).limit(1)
     return next(((int_of(msgid), int_of(seq)) for msgid, seq in database.fetch(query)), None)
+
+
+def policies(database: Database, gids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the receipts and the asked_by of groups, by gid; the defaults for what somebody has written by hand."""
+    c = CHAT_GROUPS.c
+    rows = database.fetch(select(c.gid, c.receipts, c.asked_by).where(c.gid.in_(gids)))
+    return {
+        gid: (receipts if receipts in GROUP_RECEIPTS else "names", asked_by if asked_by in ASKED_BY else "sender")
+        for gid, receipts, asked_by in rows
+    }
+
+
+def users_without_receipts(database: Database) -> set[str]:
+    """Return the uids of users whose receipts are off."""
+    c = USER_SETTINGS.c
+    return {uid for row in database.stream(select(c.uid).where(c.receipts == "off")) for uid in _texts(row)}
 
 
 def spans(database: Database, gids: Sequence[str]) -> Iterator[SpanRow]:

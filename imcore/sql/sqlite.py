@@ -27,7 +27,7 @@ from imcore.files.folders import make_private
 from imcore.model.rows import Batch
 from imcore.sql import cells, sqlite_file
 from imcore.sql.backend import Backend
-from imcore.sql.bulk import UPDATES, BulkTable, by_table
+from imcore.sql.bulk import UPDATES, BulkTable, by_table, check_deletions
 from imcore.sql.sqlite_file import FileConnection, error_code
 from imcore.sql.tables import to_iso
 
@@ -101,6 +101,7 @@ class SqliteBackend(Backend):
         with self._lend() as driver:
             with driver:
                 sqlite_file.begin_writing(driver, BUSY_TIMEOUT_MS / 1000)
+                check_deletions(batch, driver.execute)
                 for table, rows in by_table(batch):
                     driver.executemany(_insert(table), (table.values(row, to_iso) for row in rows))
                 for statement, values_of in UPDATES:

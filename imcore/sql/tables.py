@@ -146,10 +146,10 @@ def reach(length: int) -> int:
 
 
 class OffsetMove(Stored, table=True):
-    """The offsets of `uids`, a JSON array, moved from `start` to `msgid` at the time of the journal's `entry`.
+    """The offsets of `uids` moved from `start` to `msgid`, at the time of the journal's `entry` or a second later.
 
-    These users read the messages between at that time. A move of class `reach` that covers message m ends within
-    [m, m + longest(reach)), which is one range of the primary key.
+    These users read the messages between then. `imcore.sql.moves` reads the cell. A move of class `reach` that covers
+    message m ends within [m, m + longest(reach)), which is one range of the primary key.
     """
 
     __tablename__ = "offset_moves"
@@ -169,13 +169,41 @@ class OffsetMove(Stored, table=True):
 
 
 class ChatGroup(Stored, table=True):
-    """A chat group, with or without messages."""
+    """A chat group, with or without messages, and its receipt policy. See `imcore.model.rows.GroupRow`."""
 
     __tablename__ = "chat_groups"
     __table_args__ = ({"sqlite_with_rowid": False},)
 
     gid: str = Field(sa_type=NAME, primary_key=True)
     created_at: datetime = Field(sa_type=UtcTime)
+    receipts: str = Field(default="names", sa_type=Text, sa_column_kwargs={"server_default": text("'names'")})
+    asked_by: str = Field(default="sender", sa_type=Text, sa_column_kwargs={"server_default": text("'sender'")})
+    policy_changed: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
+
+
+class UserSetting(Stored, table=True):
+    """Whether a user's receipts are `on` or `off`. Users without a row have them on."""
+
+    __tablename__ = "user_settings"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    uid: str = Field(sa_type=NAME, primary_key=True)
+    receipts: str = Field(sa_type=Text)
+    changed: int = Field(sa_type=BigInteger)
+
+
+class GroupDeletion(Stored, table=True):
+    """A group that was deleted: journal entries up to `entry` (packed id) say nothing about a group of that gid.
+
+    Until `is_done`, all rows of the gid are of the deleted group.
+    """
+
+    __tablename__ = "deleted_groups"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    gid: str = Field(sa_type=NAME, primary_key=True)
+    entry: int = Field(sa_type=BigInteger)
+    is_done: bool
 
 
 class SystemMeta(Stored, table=True):
@@ -221,4 +249,6 @@ GROUP_SPANS: Table = Stored.metadata.tables["group_spans"]
 BOOKMARKS: Table = Stored.metadata.tables["bookmarks"]
 OFFSET_MOVES: Table = Stored.metadata.tables["offset_moves"]
 META: Table = Stored.metadata.tables["imcore_meta"]
+USER_SETTINGS: Table = Stored.metadata.tables["user_settings"]
 CHAT_GROUPS: Table = Stored.metadata.tables["chat_groups"]
+DELETED_GROUPS: Table = Stored.metadata.tables["deleted_groups"]

@@ -3,11 +3,12 @@
 Msgids are packed. An entry that cannot be read is Malformed, for the worker to bury, and never an exception.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 from imcore import msgid as msgids
+from imcore.model.limits import ASKED_BY, GROUP_RECEIPTS, USER_RECEIPTS
 from imcore.msgid import HIGHEST
 from imcore.streams.keys import RECORD_SEPARATOR, SEPARATOR
 
@@ -82,6 +83,21 @@ class BookmarksSet(NamedTuple):
     bookmarks: tuple[BookmarkChange, ...]
 
 
+class PolicySet(NamedTuple):
+    """A group's policy is this now; see `imcore.model.values.GroupPolicy`."""
+
+    gid: str
+    receipts: str
+    asked_by: str
+
+
+class UserSet(NamedTuple):
+    """A user's receipts are `on` or `off` now."""
+
+    uid: str
+    receipts: str
+
+
 class Confirmation(NamedTuple):
     """A sender has confirmed how many have `read` a message, and at how many it had arrived."""
 
@@ -109,12 +125,15 @@ KIND_NAMES: Mapping[type, str] = {
     Acked: "acked",
     Delivered: "delivered",
     BookmarksSet: "bookmarks",
+    PolicySet: "policy",
+    UserSet: "user",
     Confirmed: "confirmed",
     Malformed: "malformed",
 }
 """The names of the kinds in metrics. These names do not change."""
 
-Event = Created | SpanBegun | SpanEnded | Sent | Acked | Delivered | BookmarksSet | Confirmed | Malformed
+_Setting = BookmarksSet | PolicySet | UserSet
+Event = Created | SpanBegun | SpanEnded | Sent | Acked | Delivered | _Setting | Confirmed | Malformed
 
 
 class Entry(NamedTuple):
@@ -209,6 +228,18 @@ def _bookmark(record: str) -> BookmarkChange:
     )
 
 
+def _choice(text: bytes, choices: Sequence[str]) -> str:
+    choice = text.decode()
+    if choice not in choices:
+        raise ValueError(f"not one of {', '.join(choices)}")
+    return choice
+
+
+def _policy(fields: Fields) -> PolicySet:
+    receipts, asked_by = _choice(fields[b"receipts"], GROUP_RECEIPTS), _choice(fields[b"asked_by"], ASKED_BY)
+    return PolicySet(_gid(fields), receipts, asked_by)
+
+
 _KINDS: dict[bytes, Callable[[Fields], Event]] = {
     b"group": lambda fields: Created(_gid(fields)),
     b"join": lambda fields: SpanBegun(*_membership(fields)),
@@ -217,5 +248,7 @@ _KINDS: dict[bytes, Callable[[Fields], Event]] = {
     b"ack": lambda fields: Acked(_gid(fields), tuple(map(_move, _records(fields[b"moves"])))),
     b"delivered": lambda fields: Delivered(_gid(fields), tuple(map(_move, _records(fields[b"moves"])))),
     b"bookmarks": lambda fields: BookmarksSet(_gid(fields), tuple(map(_bookmark, _records(fields[b"bookmarks"])))),
+    b"policy": _policy,
+    b"user": lambda fields: UserSet(fields[b"uid"].decode(), _choice(fields[b"receipts"], USER_RECEIPTS)),
     b"confirm": lambda fields: Confirmed(tuple(map(_confirmation, _records(fields[b"tallies"])))),
 }

@@ -49,6 +49,8 @@ class GroupKeys:
         self.group_locks = f"{tag}group_locks"
         self.creating = f"{tag}creating"
         self.unnotified = f"{tag}unnotified"
+        self.rewrites = f"{tag}rewrites"
+        self.deleting = f"{tag}deleting"
         self.version = f"{tag}version"
         self.receipts_off = f"{tag}receipts_off"
         self.channel = f"{tag}{channels}push:{gid}"
@@ -78,6 +80,11 @@ class GroupKeys:
             *(self.ahead, self.ahead_acked),
         )
         """The keys of the functions that count readers."""
+        self.for_end_of_deletion = (
+            *(self.stream, self.acked, self.joined, self.left, self.recalled, newer, older, self.shadow),
+            *(self.ahead, self.ahead_acked, self.bookmarks),
+        )
+        """All keys of the group but `meta`, and but those of one user in it."""
 
     def own_unacked(self, uid: str) -> str:
         """A member's own messages past their offset, and perhaps some that it has passed since the last of them."""
@@ -114,6 +121,8 @@ class Keyspace:
     unnotified = _per_partition("unnotified")
     receipts_off = _per_partition("receipts_off")
     last_seen = _per_partition("last_seen")
+    rewrites = _per_partition("rewrites")
+    deleting = _per_partition("deleting")
     online = _per_partition("online")
     online_ms = _per_partition("online_ms")
 

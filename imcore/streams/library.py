@@ -14,8 +14,9 @@ VERSION = 12
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
 
 _FILES = (
-    *("base", "positions", "groups", "idempotency", "messages", "acks", "receipts", "history"),
-    *("sessions", "coalescing", "journals", "repair_streams", "repair_members", "watermarks"),
+    *("base", "positions", "groups", "idempotency", "messages", "acks", "receipts", "history", "inbox"),
+    *("policies", "why"),
+    *("sessions", "coalescing", "journals", "repair_streams", "repair_members", "watermarks", "rewrite", "deletion"),
 )
 """The files of `lua/` that make up the library. Each may use what earlier ones define."""
 

@@ -157,6 +157,11 @@ def was_caught_up(values: list[bytes]) -> bool:
     return values[_CAUGHT_UP] == b"1"
 
 
+def has_text(values: list[bytes]) -> bool:
+    """Return whether an entry has a text or a meta."""
+    return any(values[_TEXT : _TEXT + 1]) or _has_meta(values[_EXTRA:])
+
+
 Push = tuple[bytes, list[bytes]]
 """Data of a channel: its kind (m: message, r: recall, d: digest, p: position, j: joined, l: left), and its fields."""
 
@@ -191,10 +196,13 @@ def pushed_receipts(fields: list[bytes]) -> list[Receipt]:
     return receipts
 
 
-def pushed_position(fields: list[bytes]) -> tuple[str, int]:
-    """Return the gid and the offset (packed) of a push of kind p. Raise ValueError for any other data."""
-    gid, offset = fields
-    return text(gid), int(offset)
+def pushed_position(fields: list[bytes]) -> tuple[str, int, bool]:
+    """Return the gid and the offset (packed) of a push of kind p, and whether what lies beside the offset has changed.
+
+    Raise ValueError for any other data.
+    """
+    gid, offset, is_bookmark = fields
+    return text(gid), int(offset), is_bookmark == b"1"
 
 
 def message_of_row(row: MessageRow) -> Message:

@@ -21,7 +21,12 @@ LINGER_S = 5.0
 
 
 class AsgiSocket:
-    """Frames wait here while the server has no room for them."""
+    """Frames wait here while the server has no room for them.
+
+    An ASGI application cannot send pings: what has arrived at a client is what it says, by acks and `delivered`.
+    """
+
+    can_ping = False
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
@@ -52,6 +57,9 @@ class AsgiSocket:
             self._is_full = True
             if self._client:
                 self._client.writable(False)
+
+    def ping(self, payload: bytes) -> None:
+        """Do nothing."""
 
     def close(self, code: int, reason: str) -> None:
         if self._end is None:

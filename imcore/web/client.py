@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from imcore.errors import ImError, InvalidInput, NotAllowed, NotAuthenticated, TooManyCalls, TooManySockets, TryAgain
 from imcore.web import jsonrpc
 from imcore.web.auth import Identity, bearer_of
-from imcore.web.flow import Expiry, Frame, Lane, RateLimit, SendQueue, Socket
+from imcore.web.flow import Expiry, Frame, Lane, Nobody, RateLimit, SendQueue, Socket
 from imcore.web.jsonrpc import Request, RpcError
+from imcore.web.pings import Handed
 
 if TYPE_CHECKING:
     from imcore.gateway.fanout import Session
@@ -36,13 +37,6 @@ ACKS_AT_ONCE = 20
 """So many acks are counted with one look at the clock."""
 
 
-class _Nobody:
-    """What a session is for whose client does not know of it."""
-
-    def push(self, frame: Frame) -> None:
-        """Drop what still comes."""
-
-
 class Client:
     """One client on one socket. `headers` are those of the handshake, with names in lower case."""
 
@@ -56,6 +50,7 @@ class Client:
         self._out = SendQueue(
             socket, settings.max_buffered_bytes, settings.patience_ms / 1000, self._slow, self._too_slow
         )
+        self._handed = Handed(self, hub.pings) if socket.can_ping else None
         self._held: list[Frame] | None = []
         """Notifications until `connect` is answered; None from then on."""
         self._held_bytes = 0
@@ -104,6 +99,11 @@ class Client:
             self._out.writable(has_room)
             self._hold_calls(not self._out.has_room)  # what they answer would wait here
 
+    def ponged(self, payload: bytes) -> None:
+        """Note that a pong has come."""
+        if self._handed and not self._is_closed:
+            self._handed.ponged(payload, self.hub.gateway)
+
     def lost(self) -> None:
         """Note that the socket is gone. Calls that change something go on; a session acks what it was told."""
         self._end("client")
@@ -117,11 +117,26 @@ class Client:
         if self._is_closed:
             return
         if self._held is None:
+            message, handed = frame.message, self._handed
+            if message is not None and handed is not None:
+                handed.messages[message[0]] = message
+                if not handed.is_watched:
+                    handed.watch()
             self._out.send(frame)
         else:
             self._held.append(frame)
             self._held_bytes += len(frame.text)
             self._pause_or_resume()
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether all that was pushed was given to the socket."""
+        return self._held is None and self._out.is_empty
+
+    def confirmed(self, gid: str, msgid: str) -> None:
+        """Note that the client has said that it has a message, and all before it."""
+        if self._handed:
+            self._handed.confirmed(gid, msgid)
 
     def close(self, code: int, reason: str) -> None:
         """Close the socket after what was sent."""
@@ -178,7 +193,7 @@ class Client:
     def _withdraw(self, session: "Session") -> None:
         """End a session that the client does not know of, so that it may connect again."""
         self.session, self._held, self._held_bytes, self._is_paused = None, [], 0, False
-        session.tag = _Nobody()
+        session.tag = Nobody()
         self.hub.end(session)
 
     async def _connected(self, uid: str, groups: list[dict[str, object]]) -> dict[str, object]:
@@ -327,6 +342,6 @@ class Client:
         self._expiry.stop()
         self._out.stop()
         self._hold_calls(False)
-        self._held = None
+        self._held = self._handed = None
         if self.session:
             self.hub.end(self.session)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from imcore import msgid as msgids
 from imcore.errors import ImError
-from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, ReceiptsChanged
+from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, PositionMoved, ReceiptsChanged
 from imcore.metrics import WebMetrics
 from imcore.model.records import record_of
 from imcore.web import jsonrpc
 from imcore.web.flow import Frame
-from imcore.web.methods import receipt_record
+from imcore.web.position_methods import receipt_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,8 @@ async def deliver(gateway: "AsyncGateway", metrics: WebMetrics) -> None:
 async def _hand_over(events: "Sequence[Event]", metrics: WebMetrics) -> None:
     copies = 0
     for event in events:
-        frame = Frame(frame_text(event))
+        message = (event.message.gid, event.message.msgid, event.msgid) if isinstance(event, NewMessage) else None
+        frame = Frame(frame_text(event), message)
         for session in event.sessions:
             session.tag.push(frame)
         _count(event, metrics)
@@ -71,6 +72,8 @@ def frame_text(event: "Event") -> bytes:
             return jsonrpc.notification("message", record_of(event.message))
         case ReceiptsChanged():
             return jsonrpc.notification("receipts", {"receipts": [receipt_record(each) for each in event.receipts]})
+        case PositionMoved():
+            return jsonrpc.notification("position", {"gid": event.gid, "last_ack_msgid": event.last_ack_msgid})
         case Gap():
             return jsonrpc.notification(
                 "gap", {"gid": event.gid, "from_msgid": event.from_msgid, "to_msgid": event.to_msgid}

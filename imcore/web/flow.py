@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Protocol
 
+from imcore.web.pings import MessageKey
+
 Job = Callable[[], Awaitable[None]]
 
 _SHORT, _MEDIUM = 126, 65_536
@@ -17,8 +19,10 @@ _TEXT = b"\x81"
 class Frame:
     """A text for a socket. An event has one frame for all sockets, and each form is made once."""
 
-    def __init__(self, text: bytes) -> None:
+    def __init__(self, text: bytes, message: MessageKey | None = None) -> None:
+        """`message` is the message that it hands over, if it does."""
         self.text = text
+        self.message = message
 
     @cached_property
     def websocket(self) -> bytes:
@@ -39,6 +43,10 @@ class Socket(Protocol):
     """What a kind of socket offers to its client. It is used by the loop's thread only."""
 
     @property
+    def can_ping(self) -> bool:
+        """Whether it sends pings, and says what pongs come."""
+
+    @property
     def remote(self) -> str:
         """The other side's address, for the log."""
 
@@ -49,8 +57,21 @@ class Socket(Protocol):
     def send(self, frame: Frame) -> None:
         """Send a frame, after those before it. Never wait and never raise: after `close` it is dropped."""
 
+    def ping(self, payload: bytes) -> None:
+        """Send a ping, after what was sent. A kind of socket that cannot does nothing."""
+
     def close(self, code: int, reason: str) -> None:
         """Close with this code after what was sent. If the other side does not read, give up after some seconds."""
+
+
+class Nobody:
+    """What a session is for whose client does not know of it."""
+
+    def push(self, frame: Frame) -> None:
+        """Drop what still comes."""
+
+    def confirmed(self, gid: str, msgid: str) -> None:
+        """Nothing waits for it."""
 
 
 class SendQueue:
@@ -82,6 +103,11 @@ class SendQueue:
         """Of all frames, to the socket."""
         self.has_room = True
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the socket has everything."""
+        return self.has_room and not self._waiting
 
     def send(self, frame: Frame, *, is_answer: bool = False) -> None:
         if self.has_room and not self._waiting:

@@ -23,7 +23,7 @@ BINARY, PROTOCOL_ERROR, NOT_UTF8, TOO_LARGE = 1003, 1002, 1007, 1009
 """Codes of a close frame (RFC 6455, 7.4.1)."""
 
 _SWITCHED = 101
-PING = b"\x89\x00"
+_PING = b"\x89"
 VERSION = "13"
 """Of the protocol, as a client names it in its handshake."""
 
@@ -39,6 +39,11 @@ _SHORTER = {2: _SHORT, 8: 0xFFFF}
 # The library would log whole frames and headers, and with them tokens, where debugging is on.
 _library_log = logging.getLogger(f"{__name__}.library")
 _library_log.setLevel(logging.WARNING)
+
+
+def ping(payload: bytes) -> bytes:
+    """Return a ping, whose payload is short."""
+    return _PING + bytes((len(payload),)) + payload
 
 
 class Handshake(NamedTuple):
@@ -85,6 +90,9 @@ class FrameHandler(Protocol):
 
     def write(self, data: bytes) -> None:
         """Write this as it is: a control frame."""
+
+    def ponged(self, payload: bytes) -> None:
+        """Take a pong."""
 
     def ended(self) -> None:
         """End the connection after what was written: nothing is read any more."""
@@ -206,7 +214,7 @@ class FrameReader:
         self._write()
 
     def _part(self, frame: LibraryFrame) -> None:
-        """Take a frame of a message in fragments, or a binary one."""
+        """Take a frame of a message in fragments, a binary one, or a pong."""
         if frame.opcode is Opcode.BINARY:
             self._refuse(BINARY, "binary frames are not taken: send JSON as text")
         elif frame.opcode in {Opcode.TEXT, Opcode.CONT}:
@@ -214,6 +222,8 @@ class FrameReader:
             if frame.fin:
                 whole, self._message = bytes(self._message), bytearray()
                 self._text(whole)
+        elif frame.opcode is Opcode.PONG:
+            self._handler.ponged(bytes(frame.data))
 
     def _write(self) -> None:
         for data in self._protocol.data_to_send():

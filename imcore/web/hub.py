@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from imcore.errors import (
 )
 from imcore.metrics import WebMetrics
 from imcore.operations import queries
-from imcore.web import jsonrpc
+from imcore.web import jsonrpc, methods, position_methods
 from imcore.web.access import Access, Authenticate, May
 from imcore.web.acks import AckInbox
 from imcore.web.auth import Identity
@@ -29,6 +29,7 @@ from imcore.web.flow import RateLimits
 from imcore.web.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND, Request, RpcError
 from imcore.web.method import METHODS, Caller, Method
 from imcore.web.parameters import arguments
+from imcore.web.pings import Pings
 from imcore.web.settings import WebSettings
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ HTTP_CALLS = 1000
 SOCKETS_S = 2.0
 """The time in which sockets may take what was sent, and answer the close frame, when the server ends."""
 TICK_S = 0.05
+MODULES = (methods, position_methods)
+"""Those that define the methods."""
 
 
 class Hub:
@@ -78,7 +81,8 @@ class Hub:
         self._sockets: Counter[str] = Counter()
         """By uid, those with a session."""
         self._http_calls = 0
-        self.acks = AckInbox(self._take_calls)
+        self.acks = AckInbox(lambda: self.gateway, self.metrics)
+        self.pings = Pings()
         self._rates = RateLimits(self.settings.calls_per_s, self.settings.calls_burst)
 
     @property
@@ -279,33 +283,8 @@ class Hub:
         return method
 
     def folds(self, request: Request, text: bytes, client: Client) -> bool:
-        """Take an ack that has no answer at once, if nothing has to be asked before: there are very many of them.
-
-        Its text is remembered, since all who read a message send the same one.
-        """
-        params = request.params
-        if request.method != "ack" or not self.access.is_default or params.keys() != _ACK_KEYS:
-            return False
-        if not all(isinstance(value, str) for value in params.values()):
-            return False
-        if client.session is None or client.identity is None:
-            return False
-        self.acks.add(self.acks.learn(text, params["gid"], params["msgid"]), client.session)
-        return True
-
-    def _take_calls(self, sessions: "Sequence[Session]", gid: str, msgid: str) -> None:
-        self.metrics.calls.add(len(sessions), "ack")
-        self.received(sessions, gid, msgid)
-
-    def received(self, sessions: "Sequence[Session]", gid: str, msgid: str) -> None:
-        """Take an ack that has no answer from each of these sessions, a wrong one too."""
-        self.metrics.acks_received.add(len(sessions))
-        received = self.gateway.received
-        try:
-            for session in sessions:
-                received(session, gid, msgid)
-        except ImError as error:  # an ack that is wrong is so for all
-            log.debug("an ack was not taken: %s", error)
+        """Take an ack that has no answer at once, if nothing has to be asked before: there are very many of them."""
+        return self.access.is_default and self.acks.folds(request, text, client)
 
     def fault(self, method: str, error: Exception) -> RpcError:
         """Log a fault of the program, and return what its caller gets instead."""
@@ -324,6 +303,3 @@ class Hub:
         task = asyncio.create_task(logged())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-_ACK_KEYS = {"gid", "msgid"}

@@ -1,10 +1,11 @@
 """What a method of the protocol is, and who calls it."""
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import cleandoc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from imcore.errors import ImError, InvalidInput
 from imcore.web.auth import Identity
 from imcore.web.parameters import Parameter, Schema, arguments, parameters_of
 
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from imcore.gateway.fanout import Session
     from imcore.web.client import Client
     from imcore.web.hub import Hub
+
+T = TypeVar("T")
+
+MOST_LISTED = 1000
+"""Members, tallies or receipts in one answer."""
+MOST_MESSAGES = 200
+"""Messages of a page of history, groups of a page of an inbox."""
 
 FOR_WHOM = Parameter("uid", {"type": "string"}, is_required=False, default=None)
 """A parameter of every method, for a server's token."""
@@ -102,3 +110,21 @@ def ref(name: str) -> Schema:
 
 def list_of(schema: Schema) -> Schema:
     return {"type": "array", "items": schema}
+
+
+def at_most(most: int, limit: int | None) -> int:
+    return most if limit is None else min(limit, most)
+
+
+def check_count(items: list[str], what: str) -> None:
+    if len(items) > MOST_LISTED:
+        raise InvalidInput(f"{what} are {len(items)}: give at most {MOST_LISTED} at a time")
+
+
+def without(error: type[ImError], answers: Iterable[T | BaseException]) -> Iterator[T]:
+    """Yield the answers, and leave this error out. Raise any other one."""
+    for answer in answers:
+        if not isinstance(answer, BaseException):
+            yield answer
+        elif not isinstance(answer, error):
+            raise answer

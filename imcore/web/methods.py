@@ -5,25 +5,18 @@ for whom it speaks; it may ask about any group without one.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from operator import attrgetter
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from imcore.errors import ImError, InvalidInput, NotAllowed, NotMember, UnknownGroup, UnknownMessage
-from imcore.model.records import Record, record_of, status_record, tally_record
-from imcore.model.values import Group, MessageTally, Receipt
+from imcore.errors import InvalidInput, NotAllowed, UnknownGroup
+from imcore.model.records import Record, record_of
+from imcore.model.values import Group, HistoryPage
+from imcore.util.batches import grouped
+from imcore.web import read_methods  # noqa: F401 (it adds its methods)
 from imcore.web.auth import DEMO
-from imcore.web.method import Caller, list_of, method, ref
-from imcore.web.parameters import ReceiptObject
+from imcore.web.method import MOST_MESSAGES, Caller, at_most, list_of, method, ref, without
+from imcore.web.position_methods import note_fetched
 
-T = TypeVar("T")
-
-MOST_LISTED = 1000
-"""Members, tallies or messages in one answer."""
-MOST_MESSAGES = 200
-"""Messages of a page of history."""
-
-MESSAGE, SENT, TALLY = ref("Message"), ref("SentMessage"), ref("Tally")
+MESSAGE, SENT = ref("Message"), ref("SentMessage")
 
 
 @method(ref("Connected"), ordered=True)
@@ -75,48 +68,12 @@ async def send_direct(
     return {**record_of(sent), "recipients": sent.recipients}
 
 
-@method(ref("Ack"), ordered=True, folded=True)
-async def ack(caller: Caller, *, gid: str, msgid: str | None = None) -> Any:
-    """Confirm that everything up to a message was shown, the newest if none is given. Older acks change nothing.
-
-    As a notification it is folded with others and sent some time later; a mistake in it has no answer.
-    """
-    if caller.is_notification and caller.session and msgid is not None:
-        caller.hub.received([caller.session], gid, msgid)
-        return None
-    return record_of(await caller.chat.ack(caller.user, gid, msgid))
-
-
-@method(list_of(ref("Unread")))
-async def unread(caller: Caller) -> Any:
-    """Return how many messages the user has not read, for each group."""
-    return [record_of(each) for each in await caller.chat.unread(caller.user)]
-
-
-@method(list_of(ref("Receipt")))
-async def receipts(caller: Caller, *, limit: int | None = None) -> Any:
-    """Return the receipts of the user's messages that are not confirmed. They come again until they are."""
-    return [
-        receipt_record(each) for each in await caller.chat.receipts(caller.user, limit=_at_most(MOST_LISTED, limit))
-    ]
-
-
-@method(ref("Confirmed"), folded=True)
-async def confirm_receipts(caller: Caller, *, receipts: list[ReceiptObject]) -> Any:
-    """Confirm receipts that were kept. What is not confirmed comes again with the next session."""
-    values = [Receipt(**receipt) for receipt in receipts]
-    if caller.is_notification and caller.session:
-        caller.hub.gateway.confirm_receipts(caller.session, values)
-        return None
-    return {"confirmed": await caller.chat.confirm_receipts(caller.user, values)}
-
-
 @method(list_of(ref("Group")))
 async def groups(caller: Caller) -> Any:
     """Return the user's groups."""
     gids = await caller.chat.groups_of(caller.user)
     answers = await asyncio.gather(*map(caller.chat.group, gids), return_exceptions=True)
-    return [record_of(answer) for answer in _without(UnknownGroup, answers)]
+    return [record_of(answer) for answer in without(UnknownGroup, answers)]
 
 
 @method(ref("Group"))
@@ -129,7 +86,9 @@ async def group(caller: Caller, *, gid: str) -> Any:
 @method(list_of(MESSAGE))
 async def pull(caller: Caller, *, gid: str | None = None, limit: int | None = None) -> Any:
     """Return what the user has not acked, oldest first, without gaps; of all groups without a gid."""
-    pulled = await caller.chat.pull(caller.user, gid, limit=_at_most(MOST_MESSAGES, limit))
+    pulled = await caller.chat.pull(caller.user, gid, limit=at_most(MOST_MESSAGES, limit))
+    for messages in grouped((message.gid, message) for message in pulled).values():
+        note_fetched(caller, messages[0].gid, HistoryPage(tuple(messages), older=False, newer=True))
     return [record_of(message) for message in pulled]
 
 
@@ -154,66 +113,8 @@ async def history(
         first_unread=first_unread,
         limit=min(limit, MOST_MESSAGES),
     )
+    note_fetched(caller, gid, page, before=before)
     return {"messages": [record_of(each) for each in page.messages], "older": page.older, "newer": page.newer}
-
-
-@method({"oneOf": [ref("MessageStatus"), list_of(ref("MessageTally"))]})
-async def status(caller: Caller, *, gid: str, msgid: str | None = None, limit: int = 20) -> Any:
-    """Return who has read a message, and when, and who has not. Without a msgid: tallies of the newest messages."""
-    if msgid is not None:
-        await _check_visible(caller, gid, msgid)
-        return status_record(await caller.chat.message_status(gid, msgid))
-    limit = min(limit, MOST_MESSAGES)
-    if caller.uid is None:
-        return [tally_record(tally) for tally in await caller.chat.status(gid, limit=limit)]
-    page = await caller.chat.history(caller.uid, gid, limit=limit)
-    counts = {each.msgid: each for each in await caller.chat.tallies(gid, [each.msgid for each in page.messages])}
-    return [
-        tally_record(MessageTally(each, *attrgetter("read", "unread", "delivered")(counts[each.msgid])))
-        for each in page.messages
-        if each.msgid in counts
-    ]
-
-
-@method(list_of(TALLY))
-async def tallies(caller: Caller, *, gid: str, msgids: list[str]) -> Any:
-    """Return how many have read each of these messages and how many have not. Unknown msgids are left out."""
-    _check_count(msgids, "msgids")
-    await caller.check_member(gid)
-    return [record_of(tally) for tally in await caller.chat.tallies(gid, msgids)]
-
-
-@method(list_of(ref("Member")))
-async def members(caller: Caller, *, gid: str, uids: list[str] | None = None, after: str | None = None) -> Any:
-    """Return members of a group by uid: these ones, or the first 1000, or the next after a uid."""
-    await caller.check_member(gid)
-    if uids is not None:
-        _check_count(uids, "uids")
-        return [record_of(member) for member in await _members(caller, gid, uids)]
-    found: list[Record] = []
-    async for member in caller.chat.members(gid):
-        if after is None or member.uid > after:
-            found.append(record_of(member))
-        if len(found) == MOST_LISTED:
-            break
-    return found
-
-
-@method(list_of({"type": "string"}))
-async def online(caller: Caller, *, gid: str | None = None, uids: list[str] | None = None) -> Any:
-    """Return the uids of those who have a live session: of these members of a group, or of all its members."""
-    if gid is None:
-        if caller.uid is not None or uids is None:
-            raise InvalidInput("give the gid of a group that they are in")
-        _check_count(uids, "uids")
-        return sorted(await caller.chat.online(uids))
-    await caller.check_member(gid)
-    if uids is None:
-        if (await caller.chat.group(gid)).members > MOST_LISTED:
-            raise InvalidInput(f"the group has more than {MOST_LISTED} members: give uids")
-        return [member.uid async for member in caller.chat.members(gid) if member.online]
-    _check_count(uids, "uids")
-    return [member.uid for member in await _members(caller, gid, uids) if member.online]
 
 
 @method(MESSAGE, ordered=True)
@@ -242,6 +143,12 @@ async def remove_members(caller: Caller, *, gid: str, uids: list[str]) -> Any:
     return _size(await caller.chat.remove_members(gid, uids))
 
 
+@method(ref("DeletedGroup"), ordered=True, server_only=True)
+async def delete_group(caller: Caller, *, gid: str) -> Any:
+    """Delete a group, its messages and all receipts. Its members are told that they left."""
+    return record_of(await caller.chat.delete_group(gid))
+
+
 @method({"type": "object", "properties": {"token": {"type": "string"}}, "required": ["token"]}, demo_only=True)
 async def demo_token(caller: Caller, *, uid: str) -> Any:
     """Return a token for a user of the demo (`im up --web`)."""
@@ -251,42 +158,5 @@ async def demo_token(caller: Caller, *, uid: str) -> Any:
     return {"token": caller.hub.access.demo_token(uid, users)}
 
 
-def _at_most(most: int, limit: int | None) -> int:
-    return most if limit is None else min(limit, most)
-
-
-def receipt_record(receipt: Receipt) -> Record:
-    """Return the object of a receipt, with the version that confirms it."""
-    return {**record_of(receipt), "version": receipt.version}
-
-
-def _without(error: type[ImError], answers: Iterable[T | BaseException]) -> Iterator[T]:
-    """Yield the answers, and leave this error out. Raise any other one."""
-    for answer in answers:
-        if not isinstance(answer, BaseException):
-            yield answer
-        elif not isinstance(answer, error):
-            raise answer
-
-
 def _size(changed: Group) -> Record:
     return {"gid": changed.gid, "members": changed.members}
-
-
-def _check_count(items: list[str], what: str) -> None:
-    if len(items) > MOST_LISTED:
-        raise InvalidInput(f"{what} are {len(items)}: give at most {MOST_LISTED} at a time")
-
-
-async def _check_visible(caller: Caller, gid: str, msgid: str) -> None:
-    """Raise UnknownMessage for a message from before the user's join."""
-    if caller.uid is not None:
-        page = await caller.chat.history(caller.uid, gid, around=msgid, limit=1)
-        if all(each.msgid != msgid for each in page.messages):
-            raise UnknownMessage(f"{msgid} is no message of {gid!r} that {caller.uid!r} may see")
-
-
-async def _members(caller: Caller, gid: str, uids: list[str]) -> list[Any]:
-    """Return those of the users who are members."""
-    answers = await asyncio.gather(*(caller.chat.member(gid, uid) for uid in uids), return_exceptions=True)
-    return list(_without(NotMember, answers))

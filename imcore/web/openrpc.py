@@ -1,8 +1,10 @@
 """The protocol for machines: an OpenRPC document (https://spec.open-rpc.org), made from the methods themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from imcore.model.limits import ASKED_BY, GROUP_RECEIPTS, USER_RECEIPTS
+from imcore.operations.why import WORDS
 from imcore.web.jsonrpc import REFUSED
 from imcore.web.method import Method, list_of, ref
 from imcore.web.methods import MESSAGE
@@ -19,6 +21,10 @@ _TEXTS = list_of(_TEXT)
 
 def _or_null(schema: Schema) -> Schema:
     return {"oneOf": [schema, {"type": "null"}]}
+
+
+def _one_of(words: Sequence[str]) -> Schema:
+    return {"enum": list(words)}
 
 
 def _object(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
@@ -44,7 +50,7 @@ _IF_SET: dict[str, Schema] = {
     "recalls": {"type": "string", "description": "the msgid of the message that this tombstone recalls"},
     "meta": {"type": "object"},
 }
-_TALLY: dict[str, Schema] = {"read": _COUNT, "unread": _COUNT}
+_TALLY: dict[str, Schema] = {"read": _COUNT, "unread": _COUNT, "delivered": _COUNT}
 _POSITION: dict[str, Schema] = {"gid": _TEXT, "last_ack_msgid": _or_null(_TEXT), "unread": _COUNT}
 
 SCHEMAS: dict[str, Schema] = {
@@ -55,18 +61,38 @@ SCHEMAS: dict[str, Schema] = {
         {
             **_MESSAGE,
             **_TALLY,
-            "read_by": list_of(_object({"uid": _TEXT, "read_at": _or_null(_TIME)})),
-            "unread_by": _TEXTS,
+            "read_by": _or_null(list_of(_object({"uid": _TEXT, "read_at": _or_null(_TIME)}))),
+            "unread_by": _or_null(_TEXTS),
+            "delivered_to": _or_null(_TEXTS),
         },
         _IF_SET,
     ),
     "Tally": _object({"gid": _TEXT, "msgid": _TEXT, **_TALLY}),
     "Receipt": RECEIPT,
     "Unread": _object({"gid": _TEXT, "unread": _COUNT}),
+    "InboxEntry": _object(
+        {
+            "gid": _TEXT,
+            "unread": _COUNT,
+            "marked": _FLAG,
+            "first_unread_msgid": _or_null(_TEXT),
+            "msgid": _or_null(_TEXT),
+            "sender_uid": _or_null(_TEXT),
+            "time": _or_null(_TIME),
+            "content": _or_null(_TEXT),
+        }
+    ),
+    "InboxTotals": _object({"groups": _COUNT, "unread_groups": _COUNT, "unread": _COUNT, "next": _or_null(_TEXT)}),
     "Ack": _object({"gid": _TEXT, "uid": _TEXT, "last_ack_msgid": _or_null(_TEXT), "advanced": _FLAG}),
+    "Delivery": _object({"gid": _TEXT, "uid": _TEXT, "last_delivered_msgid": _or_null(_TEXT), "advanced": _FLAG}),
+    "Marked": _object({"gid": _TEXT, "uid": _TEXT, "unread": _COUNT}),
     "Group": _object({"gid": _TEXT, "members": _COUNT, "messages": _COUNT, "last_msgid": _or_null(_TEXT)}),
     "GroupSize": _object({"gid": _TEXT, "members": _COUNT}),
-    "Member": _object({**_POSITION, "uid": _TEXT, "online": _FLAG}),
+    "DeletedGroup": _object({"gid": _TEXT, "messages": _COUNT}),
+    "Member": _object({**_POSITION, "unread": _or_null(_COUNT), "uid": _TEXT, "online": _FLAG}),
+    "GroupPolicy": _object({"gid": _TEXT, "receipts": _one_of(GROUP_RECEIPTS), "asked_by": _one_of(ASKED_BY)}),
+    "UserPolicy": _object({"uid": _TEXT, "receipts": _one_of(USER_RECEIPTS)}),
+    "Why": _object({"gid": _TEXT, "msgid": _TEXT, "uid": _TEXT, "why": _one_of(WORDS), "since": _or_null(_TIME)}),
     "HistoryPage": _object({"messages": list_of(MESSAGE), "older": _FLAG, "newer": _FLAG}),
     "Connected": _object(
         {
@@ -83,6 +109,10 @@ NOTIFICATIONS: dict[str, tuple[str, Schema]] = {
     "receipts": (
         "Tallies of the user's own messages that have changed; confirm them with `confirm_receipts`.",
         _object({"receipts": list_of(ref("Receipt"))}),
+    ),
+    "position": (
+        "Another device of the user has read a group, or marked messages there: `unread` has the count.",
+        _object({"gid": _TEXT, "last_ack_msgid": _or_null(_TEXT)}),
     ),
     "gap": (
         "The first and the last message that were left out here; `history` has them.",

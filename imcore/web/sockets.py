@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from imcore.web.client import GOING_AWAY, Client
 from imcore.web.flow import Frame
-from imcore.web.frames import PING, FrameReader, shake_hands
+from imcore.web.frames import FrameReader, ping, shake_hands
 from imcore.web.settings import origin_is_allowed
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class SocketServer:
 class SocketProtocol(asyncio.Protocol):
     """One socket: what uvicorn's protocols are to it, and a `Socket` to its client."""
 
+    can_ping = True
     _transport: asyncio.Transport
 
     def __init__(self, server: SocketServer, connections: set[asyncio.Protocol]) -> None:
@@ -81,6 +82,8 @@ class SocketProtocol(asyncio.Protocol):
         self.is_silent = False
         """Whether nothing has come since this was set."""
         self.is_pinged = False
+        self._ping = ping(b"")
+        """The newest ping. A client may answer only the newest of several, so that one of Silence is the same again."""
         self.remote = "?"
 
     # What the transport tells.
@@ -141,6 +144,10 @@ class SocketProtocol(asyncio.Protocol):
         if self._frames_bytes > HIGH_WATER_BYTES:
             self.flush()
 
+    def ping(self, payload: bytes) -> None:
+        self._ping = ping(payload)
+        self.write(self._ping)
+
     def close(self, code: int, reason: str) -> None:
         if self._is_closing:
             return
@@ -156,10 +163,10 @@ class SocketProtocol(asyncio.Protocol):
         if frames and not self._transport.is_closing():
             self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
-    def ping(self) -> None:
+    def ask(self) -> None:
         """Ask whether anybody is there."""
         self.is_pinged = True
-        self.write(PING)
+        self.write(self._ping)
 
     def abort(self) -> None:
         """End without a word."""
@@ -181,6 +188,10 @@ class SocketProtocol(asyncio.Protocol):
         self.flush()
         if not self._transport.is_closing():
             self._transport.write(data)
+
+    def ponged(self, payload: bytes) -> None:
+        if self._client:
+            self._client.ponged(payload)
 
     def ended(self) -> None:
         if self._transport.can_write_eof() and not self._transport.is_closing():
@@ -276,5 +287,5 @@ class Silence:
                 socket.abort()
                 continue
             else:
-                socket.ping()
+                socket.ask()
             self.watch(socket)

@@ -1,6 +1,5 @@
 """Two workers side by side, killed and started again at random moments: no row is lost, none is there twice."""
 
-import json
 import os
 import random
 import re
@@ -22,6 +21,7 @@ from imcore.workers.persist import KIND
 from tests.helpers.deadline import wait_until
 from tests.helpers.postgres import require_postgres, running_postgres
 from tests.helpers.processes import WorkerProcess
+from tests.helpers.rows import count_moves
 from tests.helpers.workers import run_bursts, start_worker
 
 KILLS = 6
@@ -137,7 +137,5 @@ class _Talk:
         assert [(gid, uid, msgids.unpack_offset(acked or 0)) for gid, uid, acked in users] == [
             (gid, member.uid, member.last_ack_msgid) for gid in GIDS for member in chat.members(gid)
         ]
-        with chat.system.database.connection() as connection:
-            movers = connection.scalars(text("SELECT uids FROM offset_moves"))
-            assert sum(len(json.loads(uids)) for uids in movers) == self._moves
+        assert count_moves(chat.system.database) == self._moves
         assert count(chat, "chat_groups") == len(GIDS)

@@ -80,7 +80,7 @@ NOT_FOR_WORKERS = [
         "SET im:config x",
         "SET {team}stream x",
         "DEL {team}stream",
-        "UNLINK {team}meta",
+        "DEL {team}meta",
         "DEL {journal}",
         "DEL im:config",
     ),

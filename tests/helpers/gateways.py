@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 from redis.cluster import RedisCluster
 
-from imcore import Chat, Event, Gap, Gateway, Joined, Left, Message, NewMessage, Receipt, ReceiptsChanged, Session
+from imcore import (
+    Chat,
+    Event,
+    Gap,
+    Gateway,
+    Joined,
+    Left,
+    Message,
+    NewMessage,
+    PositionMoved,
+    Receipt,
+    ReceiptsChanged,
+    Session,
+)
 from imcore.operations.effects import Effect, RedisCalls, SqlQuery, StartCalls
 from imcore.streams.rounds import Client
 from tests.helpers.async_driver import before_effects
@@ -25,6 +38,7 @@ class Audience:
         self.messages: dict[Session, list[Message]] = defaultdict(list)
         self.receipts: dict[Session, list[Receipt]] = defaultdict(list)
         self.digests: dict[Session, int] = defaultdict(int)
+        self.positions: dict[Session, list[str | None]] = defaultdict(list)
         self.changes: dict[Session, list[Gap | Joined | Left]] = defaultdict(list)
 
     def poll(self, timeout_s: float = 0.02) -> list[Event]:
@@ -36,6 +50,8 @@ class Audience:
                 elif isinstance(event, ReceiptsChanged):
                     self.digests[session] += 1
                     self.receipts[session] += event.receipts
+                elif isinstance(event, PositionMoved):
+                    self.positions[session].append(event.last_ack_msgid)
                 else:
                     self.changes[session].append(event)
         return events

@@ -47,7 +47,7 @@ INVALID = {
     b'"\xff"\n': "the line is not valid UTF-8",
     b"[" * 100_000: "the line is not JSON: maximum recursion depth",
     b'{"type": ' + b"1" * 5_000 + b"}": "the line is not JSON: ",
-    b"{}": "type must be one of message, join, leave, rename, ack, recall, group; it is None",
+    b"{}": "type must be one of message, join, leave, rename, ack, delivered, mark, recall, group; it is None",
     b'{"type": []}': "type must be one of",
     b'{"type": "message", "gid": "#g", "uid": "ann", "client_msgid": "1"}': "content is missing",
     json.dumps(HELLO | {"content": ""}).encode(): "content is empty",

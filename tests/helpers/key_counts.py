@@ -13,8 +13,10 @@ from imcore.streams.keys import SEPARATOR
 KINDS = frozenset(
     (
         *("meta", "stream", "acked", "joined", "left", "recalled", "shadow", "idempotency_newer", "idempotency_older"),
-        *("journal", "groups", "group_locks", "creating", "unnotified", "version"),
+        *("journal", "groups", "group_locks", "creating", "unnotified", "rewrites", "deleting", "version"),
         *("online", "online_ms", "dead", "failures", "coalescing", "watermarks", "rebuilt"),
+        *("receipts_off", "last_seen"),
+        *("ahead", "ahead_acked", "bookmarks"),
         *("own_unacked", "groups_of", "dirty", "sessions", "config", "lease", "withdrawn"),
         *("ahead", "ahead_acked", "bookmarks", "receipts_off"),
     )

@@ -11,7 +11,7 @@ import jwt
 
 from imcore.errors import NotMember
 from imcore.gateway.fanout import Recipients, Session
-from imcore.model.values import Ack, Group, HistoryPage, Member, Message, Unread
+from imcore.model.values import Ack, Group, HistoryPage, Member, Message, MessageTally, Unread
 from imcore.web.client import Client
 from imcore.web.flow import Frame
 from imcore.web.hub import Hub
@@ -43,8 +43,11 @@ def notification(method: str, **params: object) -> bytes:
 class FakeSocket:
     """Keeps what it is sent. With `is_full` it has no room, and says so as real sockets do."""
 
+    can_ping = True
+
     def __init__(self) -> None:
         self.remote = "test"
+        self.pings: list[bytes] = []
         self.frames: list[Frame] = []
         self.buffered = 0
         self.is_full = False
@@ -59,6 +62,9 @@ class FakeSocket:
             self.buffered += len(frame.text)
             if self.client:
                 self.client.writable(False)
+
+    def ping(self, payload: bytes) -> None:
+        self.pings.append(payload)
 
     def close(self, code: int, reason: str) -> None:
         assert len(reason.encode()) <= 123
@@ -88,6 +94,9 @@ class FakeGateway:
     events: "asyncio.Queue[list[Any]]" = field(default_factory=asyncio.Queue)
     sessions: list[Session] = field(default_factory=list)
     acked: list[tuple[str, str, str]] = field(default_factory=list)
+    acked_privately: list[tuple[str, str, str]] = field(default_factory=list)
+    arrived: list[tuple[str, str, str]] = field(default_factory=list)
+    fetches: list[tuple[str, str, str | None]] = field(default_factory=list)
     calls: list[tuple[str, str]] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -107,8 +116,17 @@ class FakeGateway:
     async def close(self) -> None:
         self.calls.append(("close", ""))
 
-    def received(self, session: Session, gid: str, msgid: str) -> None:
-        self.acked.append((session.uid, gid, msgid))
+    def received(self, session: Session, gid: str, msgid: str, private: bool = False) -> None:
+        (self.acked_privately if private else self.acked).append((session.uid, gid, msgid))
+
+    def delivered(self, session: Session, gid: str, msgid: str) -> None:
+        self.arrived.append((session.uid, gid, msgid))
+
+    def fetched(self, session: Session, gid: str, page: HistoryPage, *, before: str | None = None) -> None:
+        self.fetches.append((session.uid, gid, before))
+
+    async def send_acks(self, session: Session) -> None:
+        self.calls.append(("send_acks", session.uid))
 
     def confirm_receipts(self, session: Session, receipts: Iterable[object]) -> None:
         self.calls += [("confirm", session.uid) for _ in receipts]
@@ -169,9 +187,21 @@ class FakeChat:
         await self._note("send", gid, content, sender_uid)
         return Message(gid, T2, 2, sender_uid, content, options.get("client_msgid"), recipients=1)
 
-    async def ack(self, uid: str, gid: str, msgid: str | None = None) -> Ack:
+    async def status(self, gid: str, *, limit: int, by: str) -> list[MessageTally]:
+        await self.member(gid, by)
+        return []
+
+    async def ack(self, uid: str, gid: str, msgid: str | None = None, *, private: bool = False) -> Ack:
         await self._note("ack", uid, gid, msgid)
-        return Ack(gid, uid, msgid or T1, True)
+        return Ack(gid, uid, None if private else msgid or T1, True)
+
+    async def mark_unread(self, uid: str, gid: str, msgid: str) -> Unread:
+        await self._note("mark", uid, gid, msgid)
+        return Unread(gid, 1, T2, T1, marked=True)
+
+    async def unmark(self, uid: str, gid: str) -> Unread:
+        await self._note("unmark", uid, gid)
+        return Unread(gid, 0, T2, T1)
 
     async def unread(self, uid: str) -> list[Unread]:
         return [Unread("team", 1, T2, T1)]

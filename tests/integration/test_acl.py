@@ -3,10 +3,9 @@
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -37,15 +36,12 @@ from tests.helpers.deadline import wait_until
 from tests.helpers.forbidden_commands import FORBIDDEN
 from tests.helpers.key_counts import KINDS, kind_of
 from tests.helpers.servers import RunningCluster, start_valkey
+from tests.helpers.watched_commands import Watch
 from tests.helpers.workers import run_bursts, start_worker
 
 PASSPHRASE = "correct horse"
 DATABASE_NUMBER = 1
 """Not database 0: to select another one needs a right, too."""
-
-ONLY_ON_A_CLUSTER = {"cluster|slots"}
-OF_THE_TEST = {"config|resetstat", "acl|log", "hello"}
-END = "that-was-all"
 
 
 def with_password(role: Role) -> list[str]:
@@ -82,55 +78,6 @@ def as_user(settings: Settings, role: Role) -> Settings:
 
 def connect(settings: Settings, role: Role) -> Chat:
     return Chat.connect(settings=as_user(settings, role))
-
-
-class Watch:
-    """Sees which commands the server runs, in functions too, and whether it refuses any."""
-
-    def __init__(self, admin: "redis.Redis") -> None:
-        self._admin = admin
-        self.used: set[str] = set()
-        admin.acl_log_reset()
-
-    @contextmanager
-    def looking(self) -> Iterator[None]:
-        self._admin.config_resetstat()
-        yield
-        commandstats = self._admin.info("commandstats")
-        ran = {name.removeprefix("cmdstat_") for name, each in commandstats.items() if each["calls"]}
-        self.used |= ran - OF_THE_TEST
-        assert self._admin.acl_log() == []
-
-    @contextmanager
-    def listing(self) -> Iterator[set[tuple[str, str]]]:
-        """Look closely: gather which commands functions run, and on which kinds of keys."""
-        commands: set[tuple[str, str]] = set()
-        pool = self._admin.connection_pool
-        where = {**pool.connection_kwargs, "socket_timeout": None}
-        with redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **where)).monitor() as monitor:
-            reader = Thread(target=self._gather, args=(monitor, commands), daemon=True)
-            reader.start()
-            try:
-                yield commands
-            finally:
-                self._admin.echo(END)
-                reader.join(10)
-
-    def _gather(self, monitor: Any, commands: set[tuple[str, str]]) -> None:
-        for heard in monitor.listen():
-            words = heard["command"].split()
-            if words == ["ECHO", END]:
-                return
-            if heard["client_type"] == "lua":
-                name = "|".join(words[:2]) if words[0] == "XGROUP" else words[0]
-                keys = [word for word in words[1:4] if word.startswith("im:{")][: 2 if name == "RENAME" else 1]
-                commands.update((name.lower(), kind_of(key) or "") for key in keys)
-
-    def unused(self, role: Role) -> set[str]:
-        """The rights of a role, without those on keys of rq, that it has not used."""
-        rules = " ".join(role.rules).partition(" (~rq:*")[0].replace("(", "").replace(")", "").split()
-        allowed = {rule.removeprefix("+") for rule in rules if rule.startswith("+") and not rule.startswith("+@")}
-        return allowed - ONLY_ON_A_CLUSTER - self.used
 
 
 def kinds_of_rights(role: Role) -> set[tuple[str, str]]:
@@ -172,6 +119,16 @@ def talk(chat: Chat) -> None:
     chat.send("team", "by another", sender_uid="cy")
     chat.send("team", "more", sender_uid="bob")
     chat.recall("team", first.msgid, by="ann")
+    chat.ack("dan", "team", private=True)
+    chat.mark_unread("bob", "team", others[0].msgid)
+    chat.send("team", "past a mark", sender_uid="bob")
+    chat.unmark("bob", "team")
+    chat.mark_unread("bob", "team", others[-1].msgid)
+    chat.delivered("eve", "team", first.msgid)
+    for receipts in ("off", "on"):
+        chat.set_user("dan", receipts=receipts)
+    for policy in ("counts", "names"):
+        chat.set_group("team", receipts=policy)
     chat.remove_members("team", ["eve", "bob"])
     sent = chat.send_direct("bob", "hello", sender_uid="ann")
     chat.ack("bob", sent.gid)
@@ -189,8 +146,12 @@ def look(chat: Chat) -> None:
         assert list(chat.members(group.gid))
         for tally in chat.status(group.gid, limit=0):
             chat.message_status(group.gid, tally.message.msgid)
+            chat.why(group.gid, tally.message.msgid, "eve")
+        chat.group_policy(group.gid)
     for uid in ("ann", "bob", "cy", "dan"):
         chat.unread(uid)
+        chat.inbox(uid)
+        chat.user_policy(uid)
         chat.pull(uid)
         chat.receipts(uid)
 
@@ -232,6 +193,20 @@ def test_a_forbidden_recall_changes_nothing(settings: Settings) -> None:
         with pytest.raises(ConfigurationError, match="im acl"):
             chat.recall("team", sent[0], by="ann")
         assert [each.message.content for each in chat.status("team")] == ["one", "two"]
+
+
+@pytest.mark.usefixtures("admin")
+def test_only_a_worker_may_delete_a_group(settings: Settings) -> None:
+    run_bursts(as_user(settings, WORKER), "persist")
+    with connect(settings, GATEWAY) as chat:
+        talk(chat)
+        run_bursts(as_user(settings, WORKER), "persist", "receipts")
+        with pytest.raises(ConfigurationError, match="im acl"):
+            chat.delete_group("team")
+        assert chat.group("team").messages == 11
+    with connect(settings, WORKER) as chat:
+        assert chat.delete_group("team").messages == 11
+        assert chat.groups_of("ann") == ["dm:3:ann:bob", "other"]
 
 
 def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "redis.Redis") -> None:

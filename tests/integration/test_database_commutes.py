@@ -10,7 +10,7 @@ import psycopg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
+from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow, UserRow
 from imcore.sql.database import Database
 from tests.helpers.deadline import wait_until
 from tests.helpers.rows import FIRST_MS, at, clear, message, stored
@@ -19,11 +19,16 @@ from tests.helpers.rows import FIRST_MS, at, clear, message, stored
 _GIDS = st.sampled_from(["g", "群"])
 _UIDS = st.sampled_from(["ann", "o'neil"])
 _IDS = st.integers(0, 2).map(at)
+_AHEAD = st.integers(3, 4).map(at)
+"""Past all offsets."""
 _MS = st.integers(FIRST_MS, FIRST_MS + 2)
 _ROW = st.one_of(
-    st.builds(GroupRow, _GIDS, _MS),
+    st.builds(GroupRow, _GIDS, _MS, st.just("names"), st.just("sender"), st.just(0)),
+    st.builds(lambda gid, ms, entry: GroupRow(gid, ms, f"receipts {entry}", f"by {entry}", entry), _GIDS, _MS, _AHEAD),
+    st.builds(lambda uid, entry: UserRow(uid, f"{entry}", entry), _UIDS, _IDS),
     st.builds(message, st.integers(1, 4), _GIDS),
-    st.builds(SpanRow, st.just("g"), _UIDS, st.just(0), st.none() | _IDS, st.integers(0, 2), _IDS),
+    st.builds(SpanRow, st.just("g"), _UIDS, st.just(0), st.none() | _IDS, st.integers(0, 2), _IDS, st.none() | _AHEAD),
+    st.builds(lambda uid, entry: BookmarkRow("g", uid, 0, entry + 1, entry + 2, entry), _UIDS, _IDS),
     st.builds(MoveRow, st.just("g"), _IDS, st.just(0), _IDS, st.just(("ann", "o'neil"))),
 )
 
@@ -34,6 +39,8 @@ def batch_of(rows: Sequence[Any]) -> Batch:
         messages=[row for row in rows if isinstance(row, MessageRow)],
         spans=[row for row in rows if isinstance(row, SpanRow)],
         moves=[row for row in rows if isinstance(row, MoveRow)],
+        bookmarks=[row for row in rows if isinstance(row, BookmarkRow)],
+        users=[row for row in rows if isinstance(row, UserRow)],
     )
 
 

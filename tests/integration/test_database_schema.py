@@ -22,14 +22,18 @@ from imcore.sql.migrations import HEAD, VERSION_TABLE, run
 from imcore.sql.tables import Derived, Stored
 
 NAMES = {
-    "group_msgs": "msgid seq span time sent_at recalls confirmed_read gid sender_uid client_msgid meta content",
-    "group_spans": "gid uid joined_msgid left_msgid changed acked_msgid",
+    "group_msgs": "msgid seq span time sent_at recalls confirmed_read "
+    "confirmed_delivered gid sender_uid client_msgid meta content",
+    "group_spans": "gid uid joined_msgid left_msgid changed acked_msgid delivered_msgid",
+    "bookmarks": "gid uid joined_msgid private_msgid mark_msgid changed",
     "offset_moves": "msgid entry start reach gid uids",
-    "chat_groups": "gid created_at",
+    "deleted_groups": "gid entry is_done",
+    "chat_groups": "gid created_at receipts asked_by policy_changed",
+    "user_settings": "uid receipts changed",
     "imcore_meta": "name value",
     "imcore_version": "version_num",
-    "group_users": "gid uid last_ack_msgid joined_msgid",
-    "msg_acks": "sender_uid msgid recv_uid gid if_ack",
+    "group_users": "gid uid last_ack_msgid last_delivered_msgid joined_msgid",
+    "msg_acks": "sender_uid msgid recv_uid gid if_ack if_delivered",
 }
 VIEWS = {"group_users", "msg_acks"}
 OTHER_KINDS_INDEXES = {

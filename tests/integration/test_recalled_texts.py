@@ -1,4 +1,4 @@
-"""A recalled text is on no disk: it leaves SQLite's files at once, append-only files once it was dropped."""
+"""A recalled text is on no disk: it leaves SQLite's files at once, append-only files once it has left the stream."""
 
 import json
 import logging
@@ -21,6 +21,8 @@ from imcore.model.values import Draft
 from imcore.repair import check
 from imcore.settings import Settings
 from imcore.sql import sqlite_file
+from imcore.streams.calls import repair_calls
+from imcore.streams.calls.repair_calls import GroupLock
 from imcore.streams.keys import WITHDRAWN
 from imcore.workers import jobs
 from imcore.workers.persist import Persist
@@ -220,45 +222,33 @@ class TestAppendOnlyFile:
         assert json.loads(result.stdout)["rewritten"] == 1
         wait_until(lambda: files_with("SECRET", settings.data_dir) + files_with("SECRET", file) == [])
 
-    def test_a_trim_reports_the_texts_that_stay(self, chat: Chat, settings: Settings, file: Path) -> None:
+    def test_a_trim_frees_streams_that_it_does_not_shorten(self, chat: Chat, settings: Settings, file: Path) -> None:
+        # Given a group that a repair has locked
+        self.recalled(chat)
+        client, group_lock = chat.system.client, GroupLock(chat.system.client.space.group(GID), "repair")
+        assert client.call(repair_calls.lock(group_lock))
+
         def trim(*words: str) -> Result:
             where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
             return im("trim", *words, *where)
 
-        # Given no texts, then some that are younger than the default drops
-        assert "recalled" not in trim().stderr
-        self.recalled(chat)
-        result = trim()
-        assert result.exit_code == 0
-        assert result.stderr.splitlines()[-1] == (
-            "1 recalled text stays in Redis until its message is past retention; --keep-messages 0 drops them now"
-        )
-        assert files_with("SECRET", file)
-        self.recalled(chat, LONG)
-        assert "2 recalled texts stay in Redis until their messages are past retention" in trim().stderr
+        # When it is trimmed with what the defaults keep, then the text stays, and that is said
+        stays = "1 recalled text stays in Redis until the worker persist rewrites the stream"
+        assert trim().stderr.splitlines()[-1] == stays
         assert trim("--json").stderr == ""
+        assert files_with("SECRET", file)
 
-        # When all are dropped, then no text is reported as kept, and none is kept
-        assert "recalled" not in trim("--keep-messages", "0").stderr
-        wait_until(lambda: files_with("SECRET", file) == [])
+        # When the repair has ended, then the text alone is gone
+        client.call(repair_calls.release(group_lock, done=True))
         assert "recalled" not in trim().stderr
-
-    def test_a_trim_without_kept_texts_reports_none(self, chat: Chat, settings: Settings) -> None:
-        # Given a message that SQL does not have
-        self.recalled(chat)
-        with closing(sqlite3.connect(chat.system.settings.data_dir / "imcore.db")) as other:
-            other.execute("DELETE FROM group_msgs")
-            other.commit()
-
-        where = ["--redis-url", settings.redis_url, "--database-url", settings.database_url]
-        result = im("trim", "--keep-messages", "0", *where)
-
-        assert result.stderr.splitlines()[-1] == "1 recalled text stays in Redis until its message is stored"
+        wait_until(lambda: files_with("SECRET", file) == [])
+        assert [each.message.recalled for each in chat.status(GID)] == [True, False]
+        assert client.query("XLEN", client.space.group(GID).stream) == 2
 
     def test_jobs_rewrite_only_files_with_recalled_texts(
         self, chat: Chat, settings: Settings, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for name in ("redis_url", "database_url", "data_dir", "keep_messages", "keep_ms"):
+        for name in ("redis_url", "database_url", "data_dir"):
             monkeypatch.setenv(f"IM_{name.upper()}", str(getattr(settings, name)))
 
         # Nothing was recalled
@@ -266,16 +256,9 @@ class TestAppendOnlyFile:
         run_workers(chat)
         assert jobs.trim()["rewritten"] == 0
 
-        # A recalled text is in the stream yet, from which a rewrite would copy it
+        # A recalled text leaves the stream, and then the file
         self.recalled(chat)
-        monkeypatch.setenv("IM_KEEP_MESSAGES", "10")
-        monkeypatch.setenv("IM_KEEP_MS", "1000000")
-        assert jobs.trim()["rewritten"] == 0
         assert chat.system.client.query("ZCARD", WITHDRAWN) == 1
-
-        # It has left the stream
-        monkeypatch.setenv("IM_KEEP_MESSAGES", "0")
-        monkeypatch.setenv("IM_KEEP_MS", "0")
         assert jobs.trim()["rewritten"] == 1
         wait_until(lambda: files_with("SECRET", file) == [])
 

@@ -3,11 +3,14 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
+import pytest
 from sqlalchemy import text
 
 from imcore import Chat
 from imcore import msgid as msgids
+from imcore.errors import NotAllowed
 from imcore.model.values import Group, Member, Message, Tally, Unread
 from imcore.sql.database import Database
 from tests.helpers.plain_history import scroll_back, scroll_on
@@ -21,6 +24,8 @@ def compare_all(chat: Chat, model: Model, *, every: int = 1) -> None:
         compare_group(chat, model, gid)
         compare_offsets(chat, model, gid)
         compare_names(chat, model, gid, group.messages[::-every])
+        for uid in group.members()[::every]:
+            compare_what_is_told(chat, model, gid, uid)
     for uid in model.uids()[::every]:
         compare_user(chat, model, uid)
         for gid in model.groups_of(uid):
@@ -93,6 +98,49 @@ def compare_user(chat: Chat, model: Model, uid: str) -> None:
     assert chat.groups_of(uid) == gids
     assert [same_form(message) for message in chat.pull(uid)] == [m for gid in gids for m in model.pull(uid, gid)]
     assert chat.unread(uid) == [_unread(model, uid, gid) for gid in gids]
+    compare_inbox(chat, model, uid)
+
+
+def compare_what_is_told(chat: Chat, model: Model, gid: str, by: str) -> None:
+    """What a member is told about readers."""
+    group = model.groups[gid]
+    if group.receipts_policy == "off":
+        with pytest.raises(NotAllowed):
+            chat.status(gid, by=by)
+        return
+    asked = [message for message in group.messages if model.may_ask(gid, by, message)]
+    assert [tally.message.msgid for tally in chat.status(gid, limit=0, by=by)] == [m.msgid for m in asked]
+    for message in asked[-2:]:
+        status = chat.message_status(gid, message.msgid, by=by)
+        assert (status.read, status.unread, status.delivered) == _tally(group, message)
+        assert status.has_names == model.knows_names(gid, by)
+
+
+def compare_inbox(chat: Chat, model: Model, uid: str) -> None:
+    """A user's inbox, page by page, with the totals of each page."""
+    expected = model.inbox(uid)
+    unread = [line[1] for line in expected]
+    assert _inbox(chat, uid, unread, 2, unread_only=False) == expected
+    assert _inbox(chat, uid, unread, 1, unread_only=True) == [line for line in expected if line[1]]
+
+
+def _inbox(chat: Chat, uid: str, unread: list[int], limit: int, *, unread_only: bool) -> list[Any]:
+    lines: list[Any] = []
+    after: str | None = None
+    while True:
+        page = chat.inbox(uid, limit=limit, after=after, unread_only=unread_only)
+        assert (page.groups, page.unread_groups, page.unread) == (
+            len(unread),
+            len(list(filter(None, unread))),
+            sum(unread),
+        )
+        for entry in page.entries:
+            message = same_form(entry.message) if entry.message else None
+            lines.append((entry.gid, entry.unread, entry.marked, entry.first_unread_msgid, message))
+        if page.next is None:
+            return lines
+        assert len(page.entries) == limit
+        after = page.next
 
 
 def _unread(model: Model, uid: str, gid: str) -> Unread:

@@ -64,7 +64,7 @@ def entries() -> list[Entry]:
 
 def _of_classes() -> Iterator[Entry]:
     for owner in CLASSES:
-        for name, function in vars(owner).items():
+        for name, function in ((name, function) for cls in owner.__mro__[:-1] for name, function in vars(cls).items()):
             if not name.startswith("_") and not isinstance(function, property):
                 plain = getattr(function, "__func__", function)  # of a class method
                 if callable(plain):

@@ -16,7 +16,7 @@ from imcore.errors import ImError
 from imcore.gateway.fanout import Session
 from imcore.gateway.gateway import Gateway
 from imcore.gateway.listener import Listener
-from imcore.model.values import Message, Receipt
+from imcore.model.values import HistoryPage, Message, Receipt
 from imcore.repair.check import check
 from imcore.streams.dead_letters import DeadLetter, list_dead
 from imcore.streams.keys import CONFIG
@@ -33,6 +33,7 @@ _NOTHING: dict[str, Callable[[], Any]] = {
     "dead": lambda: f"0:{_OLD}",
     "message": lambda: Message(GIDS[0], _OLD, 1, UIDS[0], "hi"),
     "receipt": lambda: Receipt(GIDS[0], _OLD, 1, 1, 1, 1),
+    "page": lambda: HistoryPage((Message(GIDS[0], _OLD, 1, UIDS[0], "hi"),), older=True, newer=True),
     "session": lambda: Session(UIDS[0]),
     "outgoing": lambda: Outgoing(0, GIDS[0], None, "hi", "none"),
     "dataset": lambda: "none",
@@ -145,7 +146,14 @@ class Fuzzing(RuleBasedStateMachine):
         if isinstance(answer, list):
             for item in answer[:3]:
                 self.remember(item)
-        kinds = {Message: "message", Receipt: "receipt", Session: "session", Outgoing: "outgoing", DeadLetter: "dead"}
+        kinds = {
+            Message: "message",
+            Receipt: "receipt",
+            HistoryPage: "page",
+            Session: "session",
+            Outgoing: "outgoing",
+            DeadLetter: "dead",
+        }
         if kind := kinds.get(type(answer)):
             self.given_out.setdefault(kind, []).append(answer.id if isinstance(answer, DeadLetter) else answer)
         if isinstance(answer, Message):

@@ -49,6 +49,8 @@ STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "arrive_in_order": (4, (_gid, _uid, st.integers(1, 4))),
     "mark": (3, (_gid, _uid, _back)),
     "unmark": (1, (_gid, _uid)),
+    "set_policy": (1, (_gid, st.sampled_from(["names", "counts", "off"]), st.sampled_from(["sender", "members"]))),
+    "set_receipts": (1, (_uid, st.booleans())),
     "recall": (2, (_gid, _uid, _back, st.booleans())),
     "ack_of_no_message": (1, (_gid, _uid, st.integers(0, 3), _gid, st.sampled_from(AHEAD))),
     "ack_malformed": (1, (_gid, _uid, st.sampled_from(MALFORMED))),
@@ -316,6 +318,17 @@ class Histories(RuleBasedStateMachine):
 
     def unmark(self, gid: str, uid: str) -> None:
         self.both(gid, lambda: self.chat.unmark(uid, gid).unread, lambda: self.model.unmark(gid, uid))
+
+    def set_policy(self, gid: str, receipts: str, asked_by: str) -> None:
+        def model() -> None:
+            group = self.model.group(gid)
+            group.receipts_policy, group.asked_by = receipts, asked_by
+
+        self.both(gid, lambda: self.chat.set_group(gid, receipts=receipts, asked_by=asked_by), model)
+
+    def set_receipts(self, uid: str, on: bool) -> None:
+        self.chat.set_user(uid, receipts=on)
+        (self.model.receipts_off.discard if on else self.model.receipts_off.add)(uid)
 
     def message(self, gid: str, back: int) -> ModelMessage | None:
         """The message that is this many before the newest, if there is one."""

@@ -1,7 +1,7 @@
 """What a caller may give for each parameter of a public function: mostly what fits, and often what cannot be."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from imcore.model.direct import gid_of
 from imcore.model.limits import MAX_NAME_BYTES
-from imcore.model.values import Draft, Message, Receipt
+from imcore.model.values import Draft, HistoryPage, Message, Receipt
 
 GIDS = ("#ubuntu", "{0}", "[red]群[/red]")
 UIDS = ("a:b", "%s_", "o'neil", '"{0}"')
@@ -122,6 +122,8 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "by": uids,
     "sender_uid": uids,
     "admin": st.booleans(),
+    "unread_only": st.booleans(),
+    "asked_by": odd(st.sampled_from([None, "sender", "members"]), texts, wrong_types),
     "content": contents,
     "client_msgid": client_msgids,
     "sent_at": times,
@@ -139,6 +141,8 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "limit": limits,
     "around": odd(st.none() | msgids, wrong_types),
     "first_unread": st.booleans(),
+    "private": st.booleans(),
+    "page": odd(known("page"), st.builds(HistoryPage, st.lists(messages, max_size=2).map(tuple), *[st.booleans()] * 2)),
     "session": sessions,
     "receipts": receipts,
     "after": resume_points,
@@ -180,8 +184,16 @@ OF_ONE_ENTRY: dict[str, st.SearchStrategy[Any]] = {
     "Chat.ack_many.acks": odd(
         st.lists(st.tuples(uids, st.none() | msgids).map(list), max_size=4), st.lists(wrong_types, max_size=2)
     ),
+    "Gateway.fetched.before": st.none() | msgids,
     "Chat.history.before": st.none() | msgids,
     "Chat.history.after": st.none() | msgids,
+    "Chat.set_group.receipts": odd(st.sampled_from([None, "names", "counts", "off"]), texts, wrong_types),
+    "Chat.set_user.receipts": odd(st.sampled_from([True, False, "on", "off"]), texts, wrong_types),
+    **{
+        f"Chat.{name}.by": odd(st.none() | uids, texts, wrong_types)
+        for name in ("status", "tally", "tallies", "message_status", "why")
+    },
+    "Chat.inbox.after": odd(st.none() | st.builds("{}:{}".format, st.sampled_from(MSGIDS), texts), texts, wrong_types),
     "Chat.gateway.acks": _how_acked,
     "Chat.listen.acks": _how_acked,
     "Device.live.acks": _how_acked,
@@ -207,7 +219,13 @@ def resolved(value: Any, lookup: Lookup) -> Any:
         return {name: resolved(each, lookup) for name, each in value.items()}
     if type(value) is tuple:
         return tuple(resolved(each, lookup) for each in value)
-    if isinstance(value, Receipt | Message):
-        changed = {name: resolved(getattr(value, name), lookup) for name in ("gid", "msgid")}
-        return type(value)(**{**{name: getattr(value, name) for name in value.__slots__}, **changed})
+    if isinstance(value, Receipt | Message | HistoryPage):
+        return _resolved_value(value, lookup)
     return value
+
+
+def _resolved_value(value: Receipt | Message | HistoryPage, lookup: Lookup) -> Any:
+    if isinstance(value, HistoryPage):
+        return replace(value, messages=resolved(value.messages, lookup))
+    changed = {name: resolved(getattr(value, name), lookup) for name in ("gid", "msgid")}
+    return type(value)(**{**{name: getattr(value, name) for name in value.__slots__}, **changed})

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from imcore.errors import GroupExists, InvalidInput, NotMember, NotSender, UnknownGroup, UnknownMessage
+from imcore import msgid as msgids
+from imcore.errors import GroupExists, InvalidInput, NotAllowed, NotMember, NotSender, UnknownGroup, UnknownMessage
 
 
 @dataclass
@@ -68,6 +69,8 @@ class ModelGroup:
 
     messages: list[ModelMessage] = field(default_factory=list)
     spans: list[ModelSpan] = field(default_factory=list)
+    receipts_policy: str = "names"
+    asked_by: str = "sender"
 
     @property
     def newest(self) -> int:
@@ -138,6 +141,8 @@ class Model:
 
     groups: dict[str, ModelGroup] = field(default_factory=dict)
     acks: int = 0
+    receipts_off: set[str] = field(default_factory=set)
+    """Users each of whose acks is private."""
 
     def group(self, gid: str) -> ModelGroup:
         """The group, or UnknownGroup."""
@@ -221,6 +226,8 @@ class Model:
 
     def ack(self, gid: str, uid: str, msgid: str | None = None) -> tuple[str | None, bool]:
         """Move the offset forward to a message of the group, or to the newest; return it and whether it moved."""
+        if uid in self.receipts_off:
+            return self.ack_in_private(gid, uid, msgid)
         group = self.group(gid)
         span = group.current(uid)
         target = group.newest if msgid is None else group.with_msgid(msgid).seq
@@ -273,6 +280,17 @@ class Model:
         self.group(gid).current(uid).mark = None
         return self.unread(uid, gid)
 
+    def may_ask(self, gid: str, by: str, message: ModelMessage) -> bool:
+        """Whether a member may ask about a message. Raise NotMember, NotAllowed."""
+        group = self.group(gid)
+        span = group.current(by)
+        if group.receipts_policy == "off":
+            raise NotAllowed
+        return message.sender_uid == by or (group.asked_by == "members" and message.seq > span.joined)
+
+    def knows_names(self, gid: str, by: str) -> bool:
+        return self.group(gid).receipts_policy == "names" and by not in self.receipts_off
+
     def groups_of(self, uid: str) -> list[str]:
         """The gids of the groups that the user is a member of, in their order."""
         return sorted(gid for gid, group in self.groups.items() if uid in group.members())
@@ -300,6 +318,16 @@ class Model:
 
     def unread(self, uid: str, gid: str) -> int:
         return len(self.unread_messages(uid, gid))
+
+    def inbox(self, uid: str) -> list[tuple[str, int, bool, str | None, ModelMessage | None]]:
+        """For each group of a user, by its latest message: unread, whether marked, first unread msgid, that message."""
+        lines = []
+        for gid in self.groups_of(uid):
+            unread = self.unread_messages(uid, gid)
+            said = [m for m in self.visible(uid, gid) if not (m.recalled or m.recalls)]
+            is_marked = self.groups[gid].current(uid).mark is not None
+            lines.append((gid, len(unread), is_marked, unread[0].msgid if unread else None, said[-1] if said else None))
+        return sorted(lines, key=lambda line: (-msgids.pack(line[4].msgid) if line[4] else 0, line[0]))
 
     def visible(self, uid: str, gid: str) -> list[ModelMessage]:
         """All that the member may see: what was said since they joined."""

@@ -32,13 +32,20 @@ def _apply(model: Model, event: Event, msgids: Mapping[str, Sequence[str]]) -> N
         case "rename":
             model.remove_members(gid, [uid])
             model.add_members(gid, [event["new_uid"]])
+        case "ack" | "delivered" | "recall":
+            _apply_to_message(model, event, msgids)
+
+
+def _apply_to_message(model: Model, event: Event, msgids: Mapping[str, Sequence[str]]) -> None:
+    gid, uid = event["gid"], event["uid"]
+    message = model.groups[gid].with_client_msgid(event["client_msgid"])
+    assert message is not None, f"a valid {event['type']} names a message that is there"
+    match event["type"]:
         case "ack":
-            message = model.groups[gid].with_client_msgid(event["client_msgid"])
-            assert message is not None, "a valid ack names a message that is there"
             model.add_members(gid, [uid])
             model.ack(gid, uid, message.msgid)
-        case "recall":
-            message = model.groups[gid].with_client_msgid(event["client_msgid"])
-            assert message is not None, "a valid recall names a message that is there"
-            if not message.recalled:
-                model.recall(gid, message.msgid, uid, msgids[gid][model.groups[gid].newest])
+        case "delivered":
+            span = model.groups[gid].current(uid)
+            span.arrived = max(span.arrived, message.seq)
+        case "recall" if not message.recalled:
+            model.recall(gid, message.msgid, uid, msgids[gid][model.groups[gid].newest])

@@ -34,6 +34,7 @@ STEPS = (
     *["join", "leave", "persist", "ack_all"] * 3,
     *["send", "talk", "recall"] * 6,
     *["ack"] * 10,
+    *["arrive_in_order", "ack_in_private", "mark"] * 4,
 )
 
 Line = dict[str, Any]
@@ -71,6 +72,8 @@ def expected(chat: Chat, model: Model, lines: Sequence[Line]) -> Model:
         new = {old.msgid: t.message.msgid for old, t in zip(group.messages, chat.status(gid, limit=0), strict=True)}
         names = iter([line["client_msgid"] for line in lines if (line["gid"], line["type"]) == (gid, "message")])
         given: set[str | None] = set()
+        for span in group.spans:
+            span.private, span.mark = 0, None  # a group's export has what anybody may know
         for message in group.messages:
             own = message.client_msgid
             message.client_msgid = None if message.recalls else next(names)
@@ -163,7 +166,7 @@ class ExportedHistories(StoredHistories):
             said = [event for event in of_group if event["type"] in {"message", "recall"}]
             assert [(event["uid"], event.get("content", "")) for event in said] == may_see(group, uid)
             rest = [event for event in of_group if event not in said]
-            turns = [event["type"] for event in rest if event.get("uid") == uid and event["type"] != "ack"]
+            turns = [event["type"] for event in rest if event.get("uid") == uid and event["type"] in {"join", "leave"}]
             assert turns == ["join", "leave"] * (len(spans) - 1) + [
                 *["join"] * bool(spans),
                 *["leave"] * any(span.left is not None for span in spans[-1:]),
@@ -172,8 +175,11 @@ class ExportedHistories(StoredHistories):
             assert others == ["join"] * (is_direct(gid) and bool(spans) and len(group.members()) - 1)
         if events:
             with imported([f"{json.dumps(event)}\n".encode() for event in events], self.new_database()) as chat:
+                unread = {each.gid: (each.unread, each.marked) for each in chat.unread(uid)}
                 for gid in self.model.groups_of(uid):
-                    assert chat.member(gid, uid).unread == self.model.unread(uid, gid)
+                    assert chat.member(gid, uid).unread == self.model.unread_for_others(uid, gid)
+                    is_marked = self.model.group(gid).current(uid).mark is not None
+                    assert unread[gid] == (self.model.unread(uid, gid), is_marked)
 
     def was_anywhere(self, uid: str) -> bool:
         spans = [span for group in self.model.groups.values() for span in group.spans if span.uid == uid]

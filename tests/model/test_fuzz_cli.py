@@ -66,6 +66,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[str]] = {
     "file": mostly("-") | st.just("/no/such/file"),
     "roles": mostly("worker", "gateway", "reader"),
     "name": words,
+    "values": mostly("receipts=off", "receipts=names", "asked-by=members"),
 }
 """By the argument's name in the command."""
 

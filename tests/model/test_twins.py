@@ -11,13 +11,13 @@ from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient, open_client
 from imcore.system import System
-from tests.model.examples import PARTITIONS
+from tests.model.examples import HISTORIES_WANTED, PARTITIONS
 from tests.model.twins import Twins
 
-STEPS = 60
+STEPS = 50
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(int(HISTORIES_WANTED or 2)))
 def test_no_answer_to_anybody_else_differs(valkey: str, new_database: Callable[[], Database], seed: int) -> None:
     # Given two systems, each in a database of its own on the server
     servers = iter([valkey, f"{valkey}?db=1"])

@@ -21,6 +21,8 @@ READER = "reader"
 """The user with something to hide."""
 OTHERS = ("ann", "bob", "cleo")
 GIDS = ("team", "home")
+ASKERS = ("sender", "members")
+_OFTEN = ["send", "ack"] * 3
 
 
 class World:
@@ -70,6 +72,16 @@ class World:
         for gid in chat.groups_of(uid):
             yield "history", self.plain(chat.history(uid, gid, limit=100))
             yield "first unread", self.plain(chat.history(uid, gid, first_unread=True, limit=3))
+            yield "tallies", self._asked(lambda gid=gid: chat.status(gid, limit=0, by=uid), gid)
+            for message in chat.history(uid, gid, limit=100).messages:
+                for ask in (
+                    lambda gid=gid, msgid=message.msgid: chat.message_status(gid, msgid, by=uid),
+                    lambda gid=gid, msgid=message.msgid: chat.why(gid, msgid, READER, by=uid),
+                ):
+                    yield "names", self._asked(ask, gid)
+        inbox = chat.inbox(uid)
+        yield "inbox", [self.plain(entry) for entry in sorted(inbox.entries, key=lambda entry: entry.gid)]
+        yield "totals", (inbox.groups, inbox.unread_groups, inbox.unread)
 
     def public_answers(self) -> Iterator[Any]:
         """Yield what operators can ask about everybody."""
@@ -79,7 +91,17 @@ class World:
             for tally in self.chat.status(group.gid, limit=0):
                 yield "tally", self.plain(tally)
                 yield "names", self.plain(self.chat.message_status(group.gid, tally.message.msgid))
+                for uid in (READER, OTHERS[0]):
+                    yield "why", self.plain(self.chat.why(group.gid, tally.message.msgid, uid))
+        yield "policy", self.plain(self.chat.user_policy(READER))
         yield "online", self.chat.online([READER, *OTHERS])
+
+    def _asked(self, ask: Callable[[], object], gid: str) -> object:
+        """The answer to a question, or the class of the error if it is refused."""
+        try:
+            return self.plain(ask(), gid)
+        except ImError as error:
+            return type(error)
 
     def plain(self, value: Any, gid: str = "") -> Any:
         """A value with each msgid as the seq of its message, and without times."""
@@ -111,6 +133,8 @@ class Twins:
     def __init__(self, open_chat: Callable[[], Chat], seed: int) -> None:
         self.worlds = World(open_chat()), World(open_chat())
         self.random = random.Random(seed)
+        self.is_off = False
+        """Whether the reader's receipts are off: then each of their acks is private."""
         self.has_differed = False
         """Whether the worlds were ever different for the reader."""
 
@@ -127,7 +151,9 @@ class Twins:
     def do_the_same(self, number: int) -> None:
         gid, uid = self.random.choice(GIDS), self.random.choice([READER, *OTHERS])
         other, back = self.random.choice(OTHERS), self.random.randrange(6)
-        act = self.random.choice(["send", "send", "send", "direct", "ack", "ack", "arrive", "leave", "join", "recall"])
+        act = self.random.choice([*_OFTEN, "direct", "arrive", "leave", "join", "recall", "policy", "receipts"])
+        receipts, asked_by = self.random.choice(["names", "names", "counts", "off"]), self.random.choice(ASKERS)
+        is_off = self.random.random() < 0.5
         steps: dict[str, Callable[[World], object]] = {
             "send": lambda world: world.chat.send(gid, f"text {number}", sender_uid=uid),
             "direct": lambda world: world.chat.send_direct(READER, f"text {number}", sender_uid=other),
@@ -135,10 +161,14 @@ class Twins:
             "arrive": lambda world: (msgid := world.msgid(gid, back)) and world.chat.delivered(uid, gid, msgid),
             "leave": lambda world: world.chat.remove_members(gid, [uid]),
             "join": lambda world: world.chat.add_members(gid, [READER, *OTHERS]),
+            "policy": lambda world: world.chat.set_group(gid, receipts=receipts, asked_by=asked_by),
+            "receipts": lambda world: world.chat.set_user(READER, receipts=not is_off),
             "recall": lambda world: (msgid := world.msgid(gid, back)) and world.chat.recall(gid, msgid, by=uid),
         }
         outcomes = [refusal(steps[act], world) for world in self.worlds]
         assert outcomes[0] == outcomes[1]
+        if act == "receipts":
+            self.is_off = is_off
 
     def do_something_in_private(self) -> None:
         """The reader does something in one world, and something else or nothing in the other."""
@@ -148,7 +178,7 @@ class Twins:
             act = self.random.choice(["nothing", "read", "read", "mark", "unmark"])
             steps: dict[str, Callable[[World], object]] = {
                 "nothing": lambda _: None,
-                "read": lambda world, gid=gid, msgid=msgid: world.chat.ack(READER, gid, msgid, private=True),
+                "read": lambda world, gid=gid, msgid=msgid: world.chat.ack(READER, gid, msgid, private=not self.is_off),
                 "mark": lambda world, gid=gid, msgid=msgid: msgid and world.chat.mark_unread(READER, gid, msgid),
                 "unmark": lambda world, gid=gid: world.chat.unmark(READER, gid),
             }

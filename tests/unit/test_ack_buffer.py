@@ -8,7 +8,7 @@ import pytest
 
 from imcore.gateway.acks import MOST_MESSAGES, AckBuffer, GroupAcks
 from imcore.gateway.fanout import Recipients, Session
-from imcore.streams.calls.message_calls import AckTarget
+from imcore.streams.calls.message_calls import DeliveryTarget
 
 
 def received(buffer: AckBuffer, recipients: Recipients, msgid: int, now: float = 0.0, *, gid: str = "g") -> None:
@@ -19,11 +19,11 @@ def alone(uid: str) -> Recipients:
     return Session(uid).as_recipients
 
 
-def target(msgid: int, *uids: str) -> AckTarget:
-    return AckTarget(msgid, uids, msgid + 1000)
+def target(msgid: int, *uids: str) -> DeliveryTarget:
+    return DeliveryTarget(msgid, uids, seq=msgid + 1000)
 
 
-def targets(acks: list[GroupAcks]) -> dict[str, list[AckTarget]]:
+def targets(acks: list[GroupAcks]) -> dict[str, list[DeliveryTarget]]:
     assert len({group.gid for group in acks}) == len(acks), "the acks of a group travel together"
     return {group.gid: sorted(group.targets()) for group in acks if group.targets()}
 

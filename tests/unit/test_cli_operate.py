@@ -29,6 +29,9 @@ from imcore.repair.rebuild import Before, RebuildSummary
 from imcore.settings import Settings
 from tests.helpers.cli import im
 
+NONE = {"delivered": 0, "marks": 0, "recalls": 0}
+"""Some numbers of an import that had nothing of them."""
+
 
 @pytest.fixture(autouse=True)
 def _no_stores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +75,9 @@ def test_the_help_of_import_shows_every_form_and_each_is_valid() -> None:
 
     events = [parse(line.encode(), max_content_bytes=1000) for line in shown]
 
-    assert [event.type for event in events] == ["message", "join", "leave", "rename", "ack", "recall", "group"]
+    assert [event.type for event in events] == [
+        *("message", "join", "leave", "rename", "ack", "delivered", "mark", "recall", "group"),
+    ]
 
 
 def test_import_prints_its_summary(seen: list[bytes], tmp_path: Path) -> None:
@@ -82,7 +87,7 @@ def test_import_prints_its_summary(seen: list[bytes], tmp_path: Path) -> None:
     result = im("import", str(file), "--json")
 
     assert (result.exit_code, result.stderr) == (0, "")
-    assert json.loads(result.stdout) == {"messages": 2, "joins": 0, "leaves": 0, "acks": 0, "recalls": 0, "errors": 0}
+    assert json.loads(result.stdout) == {"messages": 2, "joins": 0, "leaves": 0, "acks": 0, **NONE, "errors": 0}
     assert seen == [b'{"one": 1}\n', b'{"two": 2}']
 
 
@@ -157,7 +162,7 @@ def test_import_replays_the_whole_part_of_a_truncated_file(seen: list[bytes], tm
 
     assert (result.exit_code, seen) == (1, LINES)
     assert result.stderr == "im: line 3: the rest cannot be read: the gzip data is cut off\n"
-    assert json.loads(result.stdout) == {"messages": 2, "joins": 0, "leaves": 0, "acks": 0, "recalls": 0, "errors": 1}
+    assert json.loads(result.stdout) == {"messages": 2, "joins": 0, "leaves": 0, "acks": 0, **NONE, "errors": 1}
 
 
 def test_import_shows_progress_in_bytes_of_the_file(
@@ -269,6 +274,7 @@ def test_trim_prints_what_was_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imcore.admin.retention.trim", trimmed)
     monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 1)
     monkeypatch.setattr("imcore.admin.append_only.count_kept", lambda _: 0)
+    monkeypatch.setattr("imcore.repair.rewriting.rewrite_all", lambda _: 0)
 
     dropped = {"groups": 1, "entries": 20, "journal_entries": 3, "read_times": 0, "rewritten": 1}
     assert json.loads(im("trim", "--json").stdout) == dropped
@@ -292,6 +298,7 @@ def test_the_options_of_trim_have_the_limits_of_the_settings(
     monkeypatch.setattr("imcore.admin.retention.trim", trimmed)
     monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 0)
     monkeypatch.setattr("imcore.admin.append_only.count_kept", lambda _: 0)
+    monkeypatch.setattr("imcore.repair.rewriting.rewrite_all", lambda _: 0)
     [highest] = [re.search(r"0<=x<=(\d+)", line) for line in im("trim", option, str(10**20)).stderr.splitlines()][-1:]
     assert highest
     most = int(highest[1])
@@ -309,6 +316,7 @@ def test_trim_says_why_the_journals_stay(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("imcore.admin.retention.held_up", lambda _: "the journals keep 4 entries: so it is")
     monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 0)
     monkeypatch.setattr("imcore.admin.append_only.count_kept", lambda _: 0)
+    monkeypatch.setattr("imcore.repair.rewriting.rewrite_all", lambda _: 0)
 
     result = im("trim", "--json")
 

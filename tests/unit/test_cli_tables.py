@@ -199,6 +199,7 @@ def test_a_terminal_shows_all_of_operators_commands(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("imcore.admin.retention.trim", lambda *_, **__: TrimSummary(1, 20, 3))
     monkeypatch.setattr("imcore.admin.append_only.forget_withdrawn", lambda *_, **__: 1)
     monkeypatch.setattr("imcore.admin.append_only.count_kept", lambda _: 0)
+    monkeypatch.setattr("imcore.repair.rewriting.rewrite_all", lambda _: 0)
     monkeypatch.setattr("imcore.repair.rebuild.look_before", lambda _: Before(7, 9, 8, "a", "a", False))
     monkeypatch.setattr("imcore.repair.rebuild.rebuild", lambda *_, **__: RebuildSummary(groups=2, messages=10**9))
     monkeypatch.setattr("imcore.importer.importer.import_events", lambda *_, **__: ImportSummary(messages=10**7))

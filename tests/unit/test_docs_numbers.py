@@ -11,7 +11,7 @@ import pytest
 from imcore import msgid, process
 from imcore.admin import acl
 from imcore.cli.catalogue import SHARED_OPTIONS
-from imcore.gateway.core import FOLD_S
+from imcore.gateway.ack_sender import FOLD_S
 from imcore.gateway.options import GatewayOptions
 from imcore.model import limits
 from imcore.operations import creation
@@ -102,7 +102,6 @@ FACTS = {
         f"may be repeated for {DEFAULTS.idempotency_ms // 3_600_000} hours (`IM_IDEMPOTENCY_MS`)",
         f"more than {creation.STEP} members is created in steps",
         f"those that take longer than {process.WORKER_PATIENCE_S:g} s",
-        f"({DEFAULTS.keep_ms // 86_400_000} days or {DEFAULTS.keep_messages:,} messages;",
     ],
     "imcore/README.md": [
         f"a window ({DEFAULTS.receipt_window_ms} ms)",

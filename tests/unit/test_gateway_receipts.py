@@ -165,7 +165,7 @@ def test_after_an_error_all_waiting_receipts_still_come(ann: Sender, chat: Chat)
     sent = ann.say(250)
     ann.mark(sent)
     perform_one = chat.performer.perform_one
-    failing = itertools.cycle([False, False, True])
+    failing = itertools.cycle([False] * 4 + [True])
 
     def sometimes(effect: Effect) -> Any:
         if next(failing):

@@ -8,12 +8,14 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from sqlalchemy import select
 
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable
-from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
+from imcore.model.rows import FOLD_MS, Batch, GroupRow, MessageRow, MoveRow, SpanRow
 from imcore.sql.database import Database
+from imcore.sql.tables import OFFSET_MOVES
 from imcore.streams import dead_letters
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import AckTarget
@@ -107,6 +109,23 @@ class TestRows:
             ("bob", second),
             ("cy", second),
         ]
+
+    def test_acks_of_one_message_make_one_row_in_a_batch(self, chat: Chat, worker: Persist) -> None:
+        # Given three who ack a message by themselves, two of them at once
+        chat.create_group("g", ["ann", "bob", "cy", "dan"])
+        sent = chat.send("g", "one", sender_uid="ann")
+        [msgid] = packed(sent.msgid)
+        began = (msgids.time_ms(msgid) // FOLD_MS + 2) * FOLD_MS
+        for ms, uid in ((began, "cy"), (began, "bob"), (began + 7, "dan")):
+            fields = {"kind": "ack", "gid": "g", "moves": f"0\x1f0\x1f{msgid}\x1f{uid}"}
+            raw(chat).xadd(chat.system.client.space.group("g").journal, fields, id=f"{ms}-*")
+
+        # When they are stored
+        drain(worker)
+
+        # Then one row has all of them, each with its time
+        assert chat.system.database.fetch(select(OFFSET_MOVES.c.uids)) == [('["bob","cy",7,"dan"]',)]
+        assert chat.system.database.read_times("g", msgid) == {"bob": began, "cy": began, "dan": began + 7}
 
     def test_a_senders_offset_moves_without_an_ack_only_if_caught_up(self, chat: Chat, worker: Persist) -> None:
         # Given ann, who is caught up, and bob, who has something to read

@@ -11,13 +11,16 @@ PAIRS = [(Chat, AsyncChat), (Gateway, AsyncGateway), (Listener, AsyncListener)]
 
 PLAIN = {
     *("connect", "gateway", "listen", "groups", "members"),  # the last two are async iterators
-    *("received", "confirm_receipts", "pause", "resume", "wake", "requeue", "reconnects", "resume_points"),
+    *("received", "delivered", "fetched", "confirm_receipts", "pause", "resume", "wake", "requeue"),
+    *("reconnects", "resume_points"),
 }
 """What needs no await: it does no I/O."""
 
 
 def members(cls: type) -> dict[str, Any]:
-    return {name: getattr(cls, name) for name in vars(cls) if not name.startswith("_")}
+    """The public ones, those of a class above included."""
+    names = {name for each in cls.__mro__[:-1] for name in vars(each)}
+    return {name: getattr(cls, name) for name in sorted(names) if not name.startswith("_")}
 
 
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
@@ -49,6 +52,6 @@ def test_each_has_the_same_parameters_and_docstring(synchronous: type, asynchron
 
 @pytest.mark.parametrize(("synchronous", "asynchronous", "name"), names_of_pairs())
 def test_whatever_may_wait_is_awaited(synchronous: type, asynchronous: type, name: str) -> None:
-    is_plain = name in PLAIN and (asynchronous, name) != (AsyncChat, "confirm_receipts")
+    is_plain = name in PLAIN and (asynchronous is not AsyncChat or name not in {"confirm_receipts", "delivered"})
     is_plain |= isinstance(members(asynchronous)[name], property)
     assert inspect.iscoroutinefunction(members(asynchronous)[name]) is not is_plain

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from imcore.chat import Chat
 from imcore.cli.bench.harness.servers import BenchServers
@@ -19,6 +20,8 @@ ONLINE = 40
 
 IN_FLIGHT = 20
 """The limit of messages in flight at once."""
+
+Confirm = Literal["delivered", "received"]
 
 DEADLINE_S = 30
 _WAIT_S = 0.05
@@ -68,7 +71,11 @@ class SessionCounts:
 class SessionPool:
     """Live sessions, polled in turn by one thread."""
 
-    def __init__(self, chat: Chat, gid: str, gateways: Sequence[Gateway], sender: Session) -> None:
+    def __init__(
+        self, chat: Chat, gid: str, gateways: Sequence[Gateway], sender: Session, confirms: Sequence[Confirm] = ()
+    ) -> None:
+        """`confirms`: what each session says of each message by itself; nothing if its gateway acks."""
+        self._confirms = confirms
         self.chat = chat
         self.gid = gid
         self.seen = SessionCounts()
@@ -92,6 +99,13 @@ class SessionPool:
             now = time.perf_counter()
             for event in events:
                 self.seen.note(event, self._sender, now)
+                if self._confirms and isinstance(event, NewMessage):
+                    self._confirm(gateway, event)
+
+    def _confirm(self, gateway: Gateway, event: NewMessage) -> None:
+        for session in event.sessions:
+            for method in self._confirms:
+                getattr(gateway, method)(session, self.gid, event.message.msgid)
 
     def send_when_free(self, most: int) -> list[int]:
         """Poll until fewer than IN_FLIGHT messages are under way; fill up with `most` at most. Return their seqs."""
@@ -125,9 +139,9 @@ class SessionPool:
 
 @contextmanager
 def open_sessions(
-    servers: BenchServers, gid: str, *, ack_every: int = 1, separate: bool = False
+    servers: BenchServers, gid: str, *, ack_every: int = 1, separate: bool = False, confirms: Sequence[Confirm] = ()
 ) -> Iterator[SessionPool]:
-    """Make the group and open the sessions, on one connection or on 41.
+    """Make the group and open the sessions, on one connection or on 41. With `confirms` the sessions ack themselves.
 
     Send as many messages as one ack confirms: then all have subscribed.
     """
@@ -138,10 +152,10 @@ def open_sessions(
         gateways: list[Gateway] = []
         for _ in range(ONLINE + 1 if separate else 1):
             own_chat = things.enter_context(servers.chat())
-            gateways.append(own_chat.gateway(ack_every=ack_every))
+            gateways.append(own_chat.gateway(ack_every=ack_every, acks="client" if confirms else "auto"))
             # Not ended in order: that would take longer than the measurement, and the group is not used again.
             things.callback(gateways[-1].close, clean=False)
         sessions = [gateways[number % len(gateways)].open(uids[number]) for number in range(ONLINE + 1)]
-        pool = SessionPool(chat, gid, gateways, sessions[0])
+        pool = SessionPool(chat, gid, gateways, sessions[0], confirms)
         pool.poll_until_in(pool.send(ack_every), pool.seen.arrived)
         yield pool

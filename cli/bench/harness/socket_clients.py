@@ -29,7 +29,10 @@ _DEADLINE_S = 300
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StormPlan:
-    """The first token is the sender's. `is_bare`: the server only passes on what it gets, and knows no receipts."""
+    """The first token is the sender's. `is_bare`: the server only passes on what it gets, and knows no receipts.
+
+    `delivers`: each reader says of each message that it has arrived, before any ack.
+    """
 
     url: str
     gid: str
@@ -40,6 +43,7 @@ class StormPlan:
     text: str
     go_fd: int
     is_bare: bool = False
+    delivers: bool = False
 
 
 @dataclass(slots=True)
@@ -110,9 +114,9 @@ class SocketClient(asyncio.Protocol):
 _parsed = lru_cache(maxsize=64)(json.loads)
 
 
-@lru_cache(maxsize=64)
-def _ack(gid: str, msgid: str) -> str:
-    return json.dumps({"jsonrpc": "2.0", "method": "ack", "params": {"gid": gid, "msgid": msgid}})
+@lru_cache(maxsize=128)
+def _confirmation(method: str, gid: str, msgid: str) -> str:
+    return json.dumps({"jsonrpc": "2.0", "method": method, "params": {"gid": gid, "msgid": msgid}})
 
 
 def _fail(why: str) -> NoReturn:
@@ -184,8 +188,10 @@ class Storm:
     def _message(self, client: SocketClient, message: Any) -> None:
         gid, msgid, seen = message["gid"], message["msgid"], self.seen
         client.received += 1
+        if self.plan.delivers:
+            client.notify(_confirmation("delivered", gid, msgid))
         if client.received % self.plan.ack_every == 0:
-            client.notify(_ack(gid, msgid))
+            client.notify(_confirmation("ack", gid, msgid))
         missing = self._missing.get(msgid, self._readers) - 1
         self._missing[msgid] = missing
         if not missing:

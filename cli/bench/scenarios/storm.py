@@ -15,6 +15,7 @@ from typing import Any
 
 from imcore.cli.bench.baseline.naive_design import NaiveDesign, open_naive, play
 from imcore.cli.bench.harness import cpu
+from imcore.cli.bench.harness.databases import POSTGRES
 from imcore.cli.bench.harness.figures import (
     Aim,
     Figure,
@@ -78,7 +79,7 @@ def run_storm(servers: BenchServers, plan: RoundPlan, progress: Progress) -> lis
 def _variants(plan: RoundPlan) -> list[Variant]:
     # A storm must last far longer than the window, since it ends with one more window.
     one, many = plan.size(20_000, 4000), plan.size(60_000, 12_000)
-    few = plan.size(400, 100)
+    few = plan.size(2000, 400)
     variants = [
         Variant("one gateway, acks per message, receipts folded", one, aim=Aim(">=", 20)),
         Variant("one gateway, acks of 10, receipts folded", many, 10, aim=Aim(">=", 100)),
@@ -104,12 +105,20 @@ def _turn(running: RunningServers, variant: Variant, gids: Iterator[str]) -> Mea
         measured |= cpu_spent(began, clocks, messages)
         windows = (max(seen.known.values()) - min(seen.sent.values())) * 1000 / WINDOW_MS
         measured["digests_per_window"] = seen.digests / max(1.0, windows)
-        return measured | _growth(before, _counts(running, gid), messages)
+        grown = _growth(before, _counts(running, gid), messages)
+        if _MOVE_BYTES in grown:
+            grown[_MOVE_BYTES] /= grown["acks"]
+        return measured | grown
 
 
 def _counts(running: RunningServers, gid: str) -> dict[str, float]:
-    bytes_sql = running.servers.maker.bytes_of(running.servers.settings.database_url)
-    return {"acks": count_acks(running.chat, gid), **count_rows(running.chat, gid), "bytes_sql": bytes_sql}
+    maker, url = running.servers.maker, running.servers.settings.database_url
+    counts: dict[str, float] = {
+        "acks": count_acks(running.chat, gid),
+        **count_rows(running.chat, gid),
+        "bytes_sql": maker.bytes_of(url),
+    }
+    return counts | ({_MOVE_BYTES: maker.bytes_of(url, "offset_moves")} if maker.kind == POSTGRES else {})
 
 
 def _naive_turn(running: RunningServers, naive: NaiveDesign, connections: int, messages: int) -> Measured:
@@ -159,6 +168,9 @@ def _measured(seen: SessionCounts, messages: int) -> dict[str, float]:
 
 
 _SPEED, _COUNTED = "speed", "counted, per message"
+_MOVE_BYTES = "bytes_moves"
+"""Of one ack. SQLite does not say how large a table is."""
+
 CPU = "CPU"
 CPU_TABLE = "CPU, per message"
 
@@ -177,10 +189,16 @@ _MEASURES = {
     "rows_receipts": (_COUNTED, "SQL rows: receipts", ""),
     "rows_moves": (_COUNTED, "SQL rows: offset moves", ""),
     "bytes_sql": (_COUNTED, "SQL bytes", "B"),
+    _MOVE_BYTES: (_COUNTED, "SQL bytes of offset moves, per ack", "B"),
 }
 """The table, the name and the unit of each measure."""
 
-_AIMS = {"digests_per_window": Aim("<=", 1, of_ratio=False), "rows_messages": Aim("<=", 1, of_ratio=False)}
+_AIMS = {
+    "digests_per_window": Aim("<=", 1, of_ratio=False),
+    "rows_messages": Aim("<=", 1, of_ratio=False),
+    "rows_moves": Aim("<=", 2, of_ratio=False),
+    _MOVE_BYTES: Aim("<=", 20, of_ratio=False),
+}
 
 
 def _figures(

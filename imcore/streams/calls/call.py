@@ -66,6 +66,7 @@ class Trimmed(errors.UnknownMessage):
 ERRORS: Mapping[bytes, tuple[type[ImError], str]] = {
     b"NOGROUP": (errors.UnknownGroup, "there is no group {gid!r}"),
     b"CREATING": (errors.GroupUnderWay, "another process creates group {gid!r}: try again in a moment"),
+    b"DELETING": (errors.GroupUnderWay, "group {gid!r} is being deleted: try again in a moment"),
     b"ABANDONED": (errors.GroupAbandoned, "a process has died over the creation of group {gid!r}: create it again"),
     b"LOST": (errors.TryAgain, "another process mends {gid!r}"),
     b"CLOCK": (errors.ConfigurationError, "the clock of {where} stands before 2020: set it"),

@@ -40,7 +40,8 @@ def _step(space: Keyspace, gid: str, args: tuple[Value, ...], decode: Callable[[
     """Take a step: token, whether it is the first, the members of the group after the last one, and new members."""
     k = space.group(gid)
     groups_of = (k.groups_of(str(uid)) for uid in args[3:])
-    keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, k.groups, k.creating, k.unnotified, *groups_of)
+    of_group = k.meta, k.stream, k.acked, k.joined, k.left, k.journal
+    keys = (*of_group, k.groups, k.creating, k.unnotified, k.deleting, *groups_of)
     return Call("im_create", keys, (gid, k.inboxes, *args), decode, gid, writes=True)
 
 

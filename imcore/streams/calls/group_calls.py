@@ -12,7 +12,7 @@ from imcore import msgid as msgids
 from imcore.model.values import Group
 from imcore.streams import wire
 from imcore.streams.calls.call import Call, checked, or_empty
-from imcore.streams.keys import CONFIG, Keyspace
+from imcore.streams.keys import CONFIG, REBUILDING, Keyspace
 
 MembersCall = Callable[[Keyspace, str, Sequence[str]], Call[Group]]
 """A builder for a change of members: these uids, in this group."""
@@ -55,6 +55,15 @@ class Position(NamedTuple):
         return None if self.seq is None else self.head_seq - self.seq - self.not_unread
 
 
+class OwnPosition(NamedTuple):
+    """A member's offset, and what else only the member may know; see Position."""
+
+    offset: int
+    joined: int
+    private: int
+    mark: int
+
+
 def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
     """Fix the partition count and the dataset id of new data; answers the stored ones."""
     args = (partitions, dataset)
@@ -94,10 +103,28 @@ def being_created(space: Keyspace) -> list[Call[list[str]]]:
     return [Call("", (), ("HKEYS", space.creating(p)), wire.texts) for p in range(space.partitions)]
 
 
+def hidden(space: Keyspace) -> list[Call[list[str]]]:
+    """Ask which groups nobody sees, though users list them: they are being created or deleted, in each partition."""
+    deleting: list[Call[list[str]]] = [
+        Call("", (), ("HKEYS", space.deleting(p)), wire.texts) for p in range(space.partitions)
+    ]
+    return [*being_created(space), *deleting]
+
+
 def position(space: Keyspace, gid: str, uid: str, *, for_others: bool = False) -> Call[Position]:
     """Ask for a member's position; `for_others`: without the bookmark, which only the member may know."""
-    keys = _position_keys(space, gid, uid)
+    keys = position_keys(space, gid, uid)
     return Call("im_unread", keys, (uid, int(for_others)), lambda answer: _position(answer, gid, uid), gid)
+
+
+def own_positions(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[list[OwnPosition | None]]:
+    """Ask for the positions of members, for themselves; None for no member."""
+    k = space.group(gid)
+
+    def decode(answer: list[Any]) -> list[OwnPosition | None]:
+        return [None if isinstance(each, bytes) else OwnPosition(*map(int, each)) for each in answer]
+
+    return Call("im_positions", (k.acked, k.joined, k.bookmarks), tuple(uids), decode, gid)
 
 
 def mark(
@@ -113,22 +140,32 @@ def mark(
     def decode(answer: Any) -> Position:
         return _position(answer, gid, uid, msgid)
 
-    return Call("im_mark", (*_position_keys(space, gid, uid), k.journal), args, decode, gid, writes=True)
+    return Call("im_mark", (*position_keys(space, gid, uid), k.journal), args, decode, gid, writes=True)
 
 
-def _position_keys(space: Keyspace, gid: str, uid: str) -> tuple[str, ...]:
+def position_keys(space: Keyspace, gid: str, uid: str) -> tuple[str, ...]:
+    """Return the keys of the functions that answer a position."""
     k = space.group(gid)
     return k.meta, k.stream, k.acked, k.own_unacked(uid), k.recalled, k.joined, k.bookmarks
 
 
 def _position(answer: Any, gid: str, uid: str, msgid: int | None = None) -> Position:
-    head_seq, last, acked, seq, *rest = checked(answer, gid, uid=uid, msgid=msgid)
+    return position_of(checked(answer, gid, uid=uid, msgid=msgid))
+
+
+def position_of(answer: list[Any]) -> Position:
+    head_seq, last, acked, seq, *rest = answer
     return Position(int(head_seq), int(last), int(acked), None if seq == b"" else int(seq), *map(int, rest))
 
 
 def dataset() -> Call[str | None]:
     """Answers the name of the data in Redis, or None while Redis has no data."""
     return Call("", (), ("HGET", CONFIG, "dataset"), lambda answer: None if answer is None else str(answer, "utf-8"))
+
+
+def rebuilding() -> Call[bool]:
+    """Ask whether a rebuild of Redis was begun and not ended."""
+    return Call("", (), ("HGET", CONFIG, REBUILDING), lambda token: token is not None)
 
 
 def scan_groups(space: Keyspace, partition: int, cursor: str) -> Call[NamesPage]:

@@ -1,7 +1,7 @@
 """Calls that send, recall, pull, ack and trim messages. No I/O; see `lua/messages.lua` and `lua/acks.lua`."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from imcore import msgid as msgids
 from imcore.errors import ImError, NotMember
@@ -76,6 +76,9 @@ class DeliveryTarget(NamedTuple):
     seq: int | None = None
 
 
+Target = TypeVar("Target", AckTarget, DeliveryTarget)
+
+
 class LeftOut(NamedTuple):
     """Messages after `after` that a pull leaves out. `first` is the first of them that Redis has; msgids are packed.
 
@@ -124,7 +127,9 @@ def send(space: Keyspace, gid: str, drafts: Sequence[Draft], idempotency_ms: int
     return Call("im_send", (*k.for_send, *own), tuple(args), decode, gid, writes=True)
 
 
-def ack(space: Keyspace, gid: str, targets: Sequence[AckTarget], *, private: bool = False) -> Call[list[AckResult]]:
+def ack(
+    space: Keyspace, gid: str, targets: Sequence[AckTarget | DeliveryTarget], *, private: bool = False
+) -> Call[list[AckResult]]:
     """Ack messages; `private`: for nobody else to see."""
     args: list[Value] = [gid, int(private)]
     for target in targets:
@@ -173,7 +178,7 @@ def _apart(gid: str, uids: Sequence[str], numbers: list[Any]) -> dict[str, int |
 def recall(space: Keyspace, gid: str, msgid: int, *, by: str, sender_uid: str, admin: bool) -> Call[SendResult | None]:
     """Recall a message of a sender; answers the tombstone, None if it is recalled already."""
     k = space.group(gid)
-    keys = (k.meta, k.stream, k.acked, k.joined, k.recalled, k.journal, k.own_unacked(sender_uid))
+    keys = (k.meta, k.stream, k.acked, k.joined, k.recalled, k.journal, k.own_unacked(sender_uid), k.rewrites)
 
     def decode(answer: Any) -> SendResult | None:
         if answer == b"RECALLED":
@@ -243,9 +248,9 @@ def trim(space: Keyspace, gid: str, msgid: int) -> Call[int]:
     return Call("im_trim", keys, (gid, msgid), lambda answer: int(checked(answer, gid, msgid=msgid)), gid, writes=True)
 
 
-def split_targets(acks: Iterable[AckTarget]) -> Iterator[list[AckTarget]]:
+def split_targets(acks: Iterable[Target]) -> Iterator[list[Target]]:
     """Yield the acks of each call, limited by UIDS_PER_CALL: a call blocks the server."""
-    part: list[AckTarget] = []
+    part: list[Target] = []
     room = UIDS_PER_CALL
     for target in acks:
         pieces = [target]

@@ -143,10 +143,14 @@ def publish_receipts(space: Keyspace, gid: str, sender_uid: str, changed: Sequen
     return Call("im_publish_receipts", keys, tuple(args), int, gid, writes=True)
 
 
-def publish_positions(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[int]:
-    """Tell the live sessions of some users where their own offsets are; answers how many connections heard."""
+def publish_positions(space: Keyspace, gid: str, uids: Sequence[str], *, bookmarks: bool) -> Call[int]:
+    """Tell the live sessions of some users where their own offsets are; answers how many connections heard.
+
+    `bookmarks`: what lies beside their offsets has changed.
+    """
     k = space.group(gid)
-    return Call("im_publish_positions", (k.acked,), (gid, k.inboxes, *uids), int, gid, writes=True)
+    args: tuple[Value, ...] = (gid, k.inboxes, int(bookmarks), *uids)
+    return Call("im_publish_positions", (k.acked,), args, int, gid, writes=True)
 
 
 def confirm(space: Keyspace, uid: str, receipts: Sequence[Receipt]) -> list[Call[int]]:

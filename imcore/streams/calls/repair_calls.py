@@ -129,8 +129,8 @@ def release(lock: GroupLock, *, done: bool) -> Call[bool]:
 
 
 def copy(lock: GroupLock, *, last: str, count: int) -> Call[int]:
-    """Copy a page of a stream up to an id into its shadow; answers how many entries that has now."""
-    keys = (*lock.keys, lock.k.stream)
+    """Copy a page of a stream up to an id, without recalled texts, into its shadow; answers how many that has now."""
+    keys = (*lock.keys, lock.k.stream, lock.k.recalled)
     return Call("im_repair_copy", keys, (*lock.args, last, count), int, lock.k.gid, writes=True)
 
 
@@ -179,7 +179,8 @@ def swap(
     def decode(answer: Any) -> tuple[int, int] | None:
         return CHANGED if isinstance(answer, bytes) else (int(answer[0]), int(answer[1]))
 
-    keys = (*lock.keys, k.meta, k.stream, k.acked, k.joined, k.journal, k.groups, k.creating, *k.positions)
+    held = (k.creating, k.deleting)
+    keys = (*lock.keys, k.meta, k.stream, k.acked, k.joined, k.journal, k.groups, *held, *k.positions)
     return Call("im_repair_swap", keys, args, decode, k.gid, writes=True)
 
 

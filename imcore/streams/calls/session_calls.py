@@ -1,7 +1,7 @@
 """Calls about live sessions: who is online. No I/O; see `lua/sessions.lua`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from imcore.errors import SessionExpired
 from imcore.streams import wire
@@ -9,10 +9,17 @@ from imcore.streams.calls.call import Call
 from imcore.streams.keys import Keyspace
 
 
+class LastSeen(NamedTuple):
+    """Whether a user has a live session. `last_seen_ms` (since 1970) is None while they do, or if that is not known."""
+
+    is_online: bool
+    last_seen_ms: int | None
+
+
 def heartbeat(space: Keyspace, uid: str, session: str, lives_ms: int, *, opens: bool) -> Call[int]:
     """Open a session or keep it alive; answers when it expires, in ms of the server's clock."""
     partition = space.partition_of(uid)
-    keys = (space.sessions(uid), space.online(partition), space.online_ms(partition))
+    keys = (space.sessions(uid), space.online(partition), space.online_ms(partition), space.last_seen(partition))
 
     def decode(answer: Any) -> int:
         if isinstance(answer, bytes):
@@ -24,18 +31,27 @@ def heartbeat(space: Keyspace, uid: str, session: str, lives_ms: int, *, opens: 
 
 def end_session(space: Keyspace, uid: str, session: str) -> Call[int]:
     """End a session; answers how many the user still has."""
-    keys = (space.sessions(uid), space.online(space.partition_of(uid)))
+    partition = space.partition_of(uid)
+    keys = (space.sessions(uid), space.online(partition), space.last_seen(partition))
     return Call("im_end_session", keys, (uid, session), int, writes=True)
 
 
 def expire_online(space: Keyspace, partition: int) -> Call[int]:
     """Drop a partition's users whose sessions have ended, also by a corrected clock; answers how many are online."""
-    return Call("im_expire_online", (space.online(partition), space.online_ms(partition)), (), int, writes=True)
+    keys = (space.online(partition), space.online_ms(partition), space.last_seen(partition))
+    return Call("im_expire_online", keys, (), int, writes=True)
 
 
 def online(space: Keyspace, partition: int, uids: Sequence[str]) -> Call[list[bool]]:
     """Ask which users, all of one partition, have a live session."""
     return Call("im_online", (space.online(partition),), tuple(uids), lambda answer: [one == 1 for one in answer])
+
+
+def seen(space: Keyspace, uid: str) -> Call[LastSeen]:
+    """Ask whether a user has a live session, and when their last one ended."""
+    partition = space.partition_of(uid)
+    keys = (space.online(partition), space.last_seen(partition))
+    return Call("im_seen", keys, (uid,), lambda answer: LastSeen(answer[0] == 1, int(answer[1]) if answer[1] else None))
 
 
 def count_online(space: Keyspace, partition: int) -> Call[int]:

@@ -38,6 +38,21 @@ def offsets(space: Keyspace, gid: str, keys: Sequence[str]) -> Call[list[int | N
     return _scores(space.group(gid).acked, gid, keys)
 
 
+def deliveries(space: Keyspace, gid: str, keys: Sequence[str]) -> Call[list[int | None]]:
+    """Ask up to where messages have arrived in each span; None where that is not past the offset."""
+    return _scores(space.group(gid).ahead, gid, keys)
+
+
+def bookmark(space: Keyspace, gid: str, uid: str) -> Call[tuple[int, int]]:
+    """Ask for a member's bookmark: read in private up to there, and marked unread after; 0 for neither."""
+
+    def decode(raw: bytes | None) -> tuple[int, int]:
+        private, _, mark = (raw or b"").partition(b" ")
+        return _packed(private or None) or 0, _packed(mark or None) or 0
+
+    return Call("", (), ("HGET", space.group(gid).bookmarks, uid), decode, gid)
+
+
 def ends(space: Keyspace, gid: str, keys: Sequence[str]) -> Call[list[int | None]]:
     """Ask with which message each span ended; None while it is open."""
     return _scores(space.group(gid).left, gid, keys)

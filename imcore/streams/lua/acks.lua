@@ -140,11 +140,25 @@ local function is_next(stream, uid, position, packed)
   return false
 end
 
+-- The most own messages between a position and the beginning of what has arrived: this is looked up for those who skip messages.
+local MOST_OWN_BEFORE = 10
+
+-- Whether all messages after a position, up to where what has arrived begins, are own ones: mostly there are none.
+local function joins(stream, uid, position, since)
+  local page = redis.call('XRANGE', stream, '(' .. unpack_id(position), unpack_id(since), 'COUNT', MOST_OWN_BEFORE + 1)
+  for _, entry in ipairs(page) do
+    if is_message(entry) and entry[2][4] ~= uid then
+      return false
+    end
+  end
+  return #page <= MOST_OWN_BEFORE
+end
+
 -- Whether messages have arrived up to one of them, if they had up to a position; nil if only SQL knows. `arrived` says how, as
 -- im_delivered gets it.
 local function has_arrived(stream, uid, position, packed, arrived, trimmed)
   if not arrived.alone then
-    return arrived.since <= position
+    return arrived.since <= position or position >= trimmed and joins(stream, uid, position, arrived.since)
   end
   position = math.max(position, arrived.since)
   if position >= trimmed then
@@ -216,21 +230,27 @@ define_for_group('im_delivered', ALLOW_OOM, function(keys, args, head, newest, t
   return answers
 end)
 
+-- The seq at a position, '' if only SQL knows it.
+local function seq_at(stream, packed, head, last, trimmed)
+  if packed >= last then
+    return head
+  elseif packed == 0 then
+    return 0
+  elseif packed < tonumber(trimmed) then
+    return ''
+  end
+  -- From the next message: the one at the position may be trimmed, or a crash of the server may have lost it.
+  local after = first_message('XRANGE', stream, '(' .. unpack_id(packed), '+')
+  return after and tonumber(after[2][2]) - 1 or head
+end
+
 -- The position of a member, all of one moment: {seq of the newest, its packed msgid, packed offset, seq at the position after which
 -- messages are unread, '' if only SQL knows it, own and recalled messages after it, packed msgid after which they joined, private
 -- position, mark}. Keys: meta, stream, acked, own_unacked, recalled, joined, bookmarks.
 local function position_of(keys, uid, offset, bookmark, head, last, trimmed)
   local private, mark = parse_bookmark(bookmark)
-  local packed, seq = unread_position(tonumber(offset), private, mark), ''
-  if packed >= last then
-    seq = head
-  elseif packed == 0 then
-    seq = 0
-  elseif packed >= tonumber(trimmed) then
-    -- From the next message: the one at the position may be trimmed, or a crash of the server may have lost it.
-    local after = first_message('XRANGE', keys[2], '(' .. unpack_id(packed), '+')
-    seq = after and tonumber(after[2][2]) - 1 or head
-  end
+  local packed = unread_position(tonumber(offset), private, mark)
+  local seq = seq_at(keys[2], packed, head, last, trimmed)
   local passed, all = count_acked_own(keys[4], packed)
   local not_counted = all - passed + redis.call('ZCOUNT', keys[5], '(' .. decimal(packed), '+inf')
   local joined = redis.call('ZSCORE', keys[6], uid) or offset
@@ -247,6 +267,19 @@ define_for_group('im_unread', READ_ONLY, function(keys, args, head, last, trimme
   end
   local bookmark = args[2] ~= '1' and redis.call('HGET', keys[7], args[1])
   return position_of(keys, args[1], offset, bookmark, head, last, trimmed)
+end)
+
+-- im_positions: the positions of members, for themselves.
+-- Keys: acked, joined, bookmarks. Arguments: uids. Answer: for each {packed offset, packed msgid after which they joined, private
+-- position, mark}, or NOTMEMBER.
+define('im_positions', READ_ONLY, function(keys, args)
+  local joined, answers = call_for_all('ZMSCORE', keys[2], args, 1), {}
+  local has_bookmarks = redis.call('EXISTS', keys[3]) == 1
+  for i, offset in ipairs(call_for_all('ZMSCORE', keys[1], args, 1)) do
+    local private, mark = parse_bookmark(has_bookmarks and redis.call('HGET', keys[3], args[i]))
+    answers[i] = offset and {offset, joined[i] or offset, decimal(private), decimal(mark)} or 'NOTMEMBER'
+  end
+  return answers
 end)
 
 -- A mark may reach this many of the newest messages: own ones behind the offset have to be counted out again.
@@ -301,7 +334,7 @@ define_for_group('im_mark', DENY_OOM, function(keys, args, head, last, trimmed)
   if mark ~= old_mark then
     change_bookmark(keys[7], joined, uid, private, mark, changes)
     append_bookmarks(keys[8], gid, changes)
-    redis.call('SPUBLISH', args[2], table.concat({'p', gid, offset}, SEP))
+    redis.call('SPUBLISH', args[2], table.concat({'p', gid, offset, '1'}, SEP))
   end
   return position_of(keys, uid, offset, decimal(private) .. ' ' .. decimal(mark), head, last, trimmed)
 end)

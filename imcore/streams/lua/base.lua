@@ -7,7 +7,8 @@
 --
 -- Keys of one group (all in the slot of its partition's hash tag):
 --   meta    hash    seq (of the newest message), last (its packed msgid), trimmed (packed msgid of the newest trimmed entry);
---                   receipts (`counts` or `off`; without: `names`), asked_by (`members`; without: `sender`)
+--                   receipts (`names`, `counts` or `off`; without: `names`), asked_by (`sender` or `members`; without: `sender`);
+--                   born (packed id of a journal entry: all later ones about this gid are about this group)
 --   stream  stream  one entry per message, one consumer group per current member; its last-delivered-id is the offset
 --   acked   zset    span key -> packed offset
 --   joined  zset    span key -> newest message at the join
@@ -35,13 +36,15 @@
 --   last_seen zset  uid -> when the user's last session ended (ms), for users of this partition without one
 --   creating hash   gid -> "token end length" of a group that is being created in steps and does not exist yet
 --   unnotified hash the same for a group that exists, until all its members are notified
+--   deleting hash   gid -> "messages entry" of a group that is being deleted (see deletion.lua)
+--   rewrites zset   gid -> time (ms) since when a recalled text of the group waits to leave its stream (see rewrite.lua)
 -- A span key is the uid while the span is open, and uid SEP joined once it is closed.
 --
 -- Ends. A lease, a lock, a session and a creation end at a time of the server's clock (ms), which is stored with the length.
 -- An end that is further ahead than its length was set before the clock was put back. Every reader then cuts it to that length
 -- from now. So nothing ends early, and nothing outlives its length because the clock was wrong.
 --
--- Errors begin with a code: NOGROUP, CREATING, ABANDONED, CLOCK, LOST. In a call for many items, an item that fails
+-- Errors begin with a code: NOGROUP, CREATING, ABANDONED, DELETING, CLOCK, LOST. In a call for many items, an item that fails
 -- is answered with a code (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others are carried out.
 
 local VERSION = 12

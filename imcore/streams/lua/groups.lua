@@ -43,6 +43,10 @@ local function is_being_created(creating, gid)
   return token and token ~= UNDONE
 end
 
+local function is_being_deleted(deleting, gid)
+  return redis.call('HGET', deleting, gid)
+end
+
 -- Whether the group exists. Then no creation of it continues, however the group came there, as from SQL after a loss of Redis.
 local function group_exists(meta, creating, gid)
   if redis.call('EXISTS', meta) == 0 then
@@ -55,12 +59,13 @@ end
 -- im_create: create a group with its first members: nobody sees it before the last step of its creation. A group with more members
 -- than one call can add needs several steps. Each renews the creation, whose token says which members it is to have: so the same
 -- creation can be resumed, and another one must wait until the first has ended and is undone.
--- Keys: meta, stream, acked, joined, left, journal, groups, creating, unnotified, then groups_of of each member.
+-- Keys: meta, stream, acked, joined, left, journal, groups, creating, unnotified, deleting, then groups_of of each member.
 -- Arguments: gid, prefix of the inbox channels, token, 1 if this is the first step, how many members the group is to have ('' if
 -- another step follows), then the uid of each new member.
 -- Answer: {}; in the first step {members, seq, last, 1 if they may not have been notified, 1 if all new members are members} if
 -- the group exists; in a later one
--- LOST if the creation is not the caller's any more, or the group exists or has other members. Errors: CREATING, ABANDONED, CLOCK.
+-- LOST if the creation is not the caller's any more, or the group exists or has other members.
+-- Errors: CREATING, ABANDONED, DELETING, CLOCK.
 define('im_create', DENY_OOM, function(keys, args)
   local gid, token, is_first, total = args[1], args[3], args[4] == '1', tonumber(args[5])
   if group_exists(keys[1], keys[8], gid) then
@@ -73,13 +78,16 @@ define('im_create', DENY_OOM, function(keys, args)
   elseif not is_first and holder_of(keys[8], gid) ~= token then
     return 'LOST'
   end
+  if is_being_deleted(keys[10], gid) then
+    return redis.error_reply('DELETING the group of that gid is being deleted')
+  end
   local problem = is_first and creation_conflict(keys[8], gid, token)
   if problem then
     return problem
   end
   local group = {gid = gid, stream = keys[2], acked = keys[3], joined = keys[4], seq = 0, last = 0}
   for i = 6, #args do
-    begin_span(group, args[i], keys[4 + i])
+    begin_span(group, args[i], keys[5 + i])
   end
   if not total then
     set_holder(keys[8], gid, token, CREATION_MS)
@@ -87,10 +95,10 @@ define('im_create', DENY_OOM, function(keys, args)
   elseif not is_first and redis.call('ZCARD', keys[3]) ~= total then
     return 'LOST'
   end
-  redis.call('HSET', keys[1], 'seq', 0, 'last', 0)
+  local born = append_entry(keys[6], 'kind', 'group', 'gid', gid)  -- readers find its members by where they joined
+  redis.call('HSET', keys[1], 'seq', 0, 'last', 0, 'born', decimal(pack(born)))
   redis.call('SADD', keys[7], gid)
   redis.call('HDEL', keys[8], gid)
-  append_entry(keys[6], 'kind', 'group', 'gid', gid)  -- readers find its members by where they joined
   if not is_first then
     set_holder(keys[9], gid, token, CREATION_MS)
   end

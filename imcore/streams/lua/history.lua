@@ -3,8 +3,7 @@
 -- The first unread message (packed) after a position at or past the trim point: one of others that is not recalled, and is no
 -- tombstone. Nil without one. The seq of a message says how many of those up to it are unread, so it is found by halving, however
 -- many own and recalled messages come before it.
-local function first_unread_after(keys, position, head, last)
-  local stream, recalled, own = keys[2], keys[5], keys[6]
+local function first_unread_after(stream, recalled, own, position, head, last)
   local first = first_message('XRANGE', stream, '(' .. unpack_id(position), '+')
   local passed_own = count_acked_own(own, position)
   local function has_unread(packed, seq)
@@ -46,7 +45,7 @@ define_for_group('im_first_unread', READ_ONLY, function(keys, args, head, last, 
   end
   local private, mark = parse_bookmark(redis.call('HGET', keys[7], args[1]))
   local position = unread_position(tonumber(offset), private, mark)
-  local first = first_unread_after(keys, math.max(position, tonumber(trimmed)), head, last)
+  local first = first_unread_after(keys[2], keys[5], keys[6], math.max(position, tonumber(trimmed)), head, last)
   return {decimal(position), redis.call('ZSCORE', keys[4], args[1]), trimmed, first and decimal(first) or ''}
 end)
 

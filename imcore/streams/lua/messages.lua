@@ -14,12 +14,20 @@ local function load_sender(senders, uid, keys, has_bookmarks)
   return senders[uid]
 end
 
+local SHORT_LIST = 32  -- to read it whole takes less time than to look for a place in it
+
 -- How many of the first messages in an own_unacked list an offset has passed, and the length of the list.
 local function count_acked_own(own, offset)
   local low, high = 0, redis.call('LLEN', own)
   local all = high
   if all == 0 or tonumber(redis.call('LINDEX', own, 0)) > offset then
     return 0, all
+  elseif all <= SHORT_LIST then
+    local messages = redis.call('LRANGE', own, 1, -1)
+    while messages[low + 1] and tonumber(messages[low + 1]) <= offset do
+      low = low + 1
+    end
+    return low + 1, all
   end
   while low < high do  -- the first `low` are passed, those from `high` on are not
     local middle = math.floor((low + high) / 2)
@@ -123,8 +131,8 @@ end)
 
 -- im_recall: recall a message. A tombstone goes through the stream to every member. The message keeps its seq and its
 -- receipts, and neither message nor tombstone is unread for anyone.
--- Keys: meta, stream, acked, joined, recalled, journal, own_unacked of the message's sender. Arguments: gid, push channel, uid
--- that recalls, packed msgid, the message's sender, 1 if the uid may recall messages of others.
+-- Keys: meta, stream, acked, joined, recalled, journal, own_unacked of the message's sender, rewrites. Arguments: gid, push channel,
+-- uid that recalls, packed msgid, the message's sender, 1 if the uid may recall messages of others.
 -- Answer: {msgid of the tombstone, its seq}, or NOMSG, FUTURE, TRIMMED, NOTSENDER, RECALLED, TOMBSTONE. Errors: NOGROUP.
 define_for_group('im_recall', ALLOW_OOM, function(keys, args, seq, last, trimmed)
   local gid, uid, target, sender = args[1], args[3], args[4], args[5]
@@ -152,6 +160,7 @@ define_for_group('im_recall', ALLOW_OOM, function(keys, args, seq, last, trimmed
   local packed = decimal(pack(id))
   redis.call('HSET', keys[1], 'seq', seq + 1, 'last', packed)
   redis.call('ZADD', keys[5], target, target, packed, packed)
+  redis.call('ZADD', keys[8], 'NX', now_ms(), gid)  -- its text waits for a rewrite of the stream
   if caught_up then
     redis.call('ZADD', keys[3], packed, uid)
     redis.call('XGROUP', 'SETID', keys[2], uid, id, 'ENTRIESREAD', seq + 1)

@@ -255,12 +255,14 @@ define('im_publish_receipts', ALLOW_OOM, function(keys, args)
 end)
 
 -- im_publish_positions: tell users' own live sessions where their offsets in a group are now.
--- Keys: acked. Arguments: gid, prefix of the inbox channels, uids. Answer: how many connections got one.
+-- Keys: acked. Arguments: gid, prefix of the inbox channels, 1 if what lies beside their offsets has changed, else 0, uids.
+-- Answer: how many connections got one.
 define('im_publish_positions', ALLOW_OOM, function(keys, args)
   local heard = 0
-  for i, offset in ipairs(call_for_all('ZMSCORE', keys[1], args, 3)) do
+  for i, offset in ipairs(call_for_all('ZMSCORE', keys[1], args, 4)) do
     if offset then
-      heard = heard + redis.call('SPUBLISH', args[2] .. args[i + 2], table.concat({'p', args[1], offset}, SEP))
+      local data = table.concat({'p', args[1], offset, args[3]}, SEP)
+      heard = heard + redis.call('SPUBLISH', args[2] .. args[i + 3], data)
     end
   end
   return heard

@@ -79,15 +79,38 @@ local function raise_last_id(stream, id, added)
   end
 end
 
--- im_repair_copy: copy a page of a stream's entries into its shadow, after those it has.
--- Keys: group_locks, shadow, stream. Arguments: gid, token, last id (inclusive), count.
+-- Remove text and meta of the recalled messages in a page of a stream.
+local function remove_recalled(page, recalled)
+  local is_recalled = {}
+  local range = page[1] and {decimal(pack(page[1][1])), decimal(pack(page[#page][1]))} or {1, 0}
+  for _, packed in ipairs(redis.call('ZRANGEBYSCORE', recalled, range[1], range[2])) do
+    is_recalled[unpack_id(tonumber(packed))] = true
+  end
+  for _, entry in ipairs(page) do
+    if is_recalled[entry[1]] and is_message(entry) and entry[2][15] ~= 'recalls' then
+      entry[2] = {unpack(entry[2], 1, 14)}
+      entry[2][14] = ''
+    end
+  end
+end
+
+-- Copy a page of a stream's entries up to an id into its shadow, after those it has, without recalled texts. Returns whether more
+-- may follow.
+local function copy_entries(stream, shadow, recalled, last, count)
+  local page, more = read_page('XRANGE', stream, '(' .. last_id(shadow), last, count, PAGE_BYTES, true)
+  remove_recalled(page, recalled)
+  for _, entry in ipairs(page) do
+    redis.call('XADD', shadow, entry[1], unpack(entry[2]))
+  end
+  return more
+end
+
+-- im_repair_copy: copy a page of a stream's entries into its shadow, after those it has; recalled ones without their texts.
+-- Keys: group_locks, shadow, stream, recalled. Arguments: gid, token, last id (inclusive), count.
 -- Answer: how many entries the shadow has now. Errors: LOST.
 define_locked('im_repair_copy', function(keys, args)
-  local top = last_id(keys[2])
-  if is_after(args[3], top) then
-    for _, entry in ipairs(redis.call('XRANGE', keys[3], '(' .. top, args[3], 'COUNT', args[4])) do
-      redis.call('XADD', keys[2], entry[1], unpack(entry[2]))
-    end
+  if is_after(args[3], last_id(keys[2])) then
+    copy_entries(keys[3], keys[2], keys[4], args[3], tonumber(args[4]))
   end
   return redis.call('XLEN', keys[2])
 end)
@@ -198,13 +221,13 @@ local function rewind_span(keys, span, began, lost, arrived_lost)
   local key = key_of_span(keys[6], span, began)
   local offset = tonumber(redis.call('ZSCORE', keys[5], key))
   if offset then
-    local arrived = math.max(offset, arrived_in(keys[10], key))
+    local arrived = math.max(offset, arrived_in(keys[11], key))
     if offset >= lost[1] then
       offset = lost[2]
       redis.call('ZADD', keys[5], decimal(offset), key)
     end
     arrived = math.max(offset, arrived >= arrived_lost[1] and arrived_lost[2] or arrived)
-    set_ahead(keys[10], keys[11], key, arrived, offset)
+    set_ahead(keys[11], keys[12], key, arrived, offset)
     return key, offset, arrived
   end
 end
@@ -231,7 +254,7 @@ end
 -- Messages that were sent since the caller looked are appended to the shadow, with the next seqs. Positions that have passed
 -- missing messages move back before these, unless SQL knows better; the journal gets entries about them.
 -- The same call again is answered as the first time.
--- Keys: group_locks, shadow, meta, stream, acked, joined, journal, groups, creating, ahead, ahead_acked, bookmarks.
+-- Keys: group_locks, shadow, meta, stream, acked, joined, journal, groups, creating, deleting, ahead, ahead_acked, bookmarks.
 -- Arguments: gid, token, newest id of the stream and trim point as the caller saw them (packed; '' for a missing group), how
 -- many entries the shadow has, its newest id and seq, trim point (packed) and its seq, id that the next ids must exceed, id of
 -- the first entry that `persist` has not done ('' without one), packed msgid of the first missing message ('' without one),
@@ -239,7 +262,7 @@ end
 -- offset in SQL, up to where messages have arrived according to SQL, then for the offset, for what has arrived and for the private
 -- position: the first missing message that SQL does not know it to have passed (or HIGHEST), and the position before that.
 -- Answer: {seq, packed msgid} of the newest, or CHANGED if the stream differs from what the caller saw, or ids do not fit, or a
--- creation of the group has begun.
+-- creation of the group has begun, or a deletion.
 -- Errors: LOST.
 define_locked('im_repair_swap', function(keys, args)
   local done_seq, done_last = string.match(redis.call('HGET', keys[1], args[1]), '^%S+ %d+ %d+ (%d+) (%d+)$')
@@ -251,7 +274,8 @@ define_locked('im_repair_swap', function(keys, args)
   local head = redis.call('HMGET', meta, 'seq', 'trimmed')
   local tail = redis.call('XRANGE', stream, '(' .. args[3], '+')
   if (head[1] and (head[2] or '0') or '') ~= args[4] or redis.call('XLEN', shadow) ~= tonumber(args[5])
-      or tail[1] and not is_after(tail[1][1], newest) or not head[1] and is_being_created(keys[9], gid) then
+      or tail[1] and not is_after(tail[1][1], newest)
+      or not head[1] and (is_being_created(keys[9], gid) or is_being_deleted(keys[10], gid)) then
     return 'CHANGED'
   end
   for _, entry in ipairs(tail) do
@@ -282,7 +306,7 @@ define_locked('im_repair_swap', function(keys, args)
         deliveries[#deliveries + 1] = table.concat({joined, args[i + 4], decimal(arrived), uid}, SEP)
       end
       if key == uid then
-        rewind_bookmark(keys[12], uid, joined, offset, {n[9], n[10]}, changes)
+        rewind_bookmark(keys[13], uid, joined, offset, {n[9], n[10]}, changes)
       end
     end
   end
@@ -294,9 +318,11 @@ define_locked('im_repair_swap', function(keys, args)
   append_bookmarks(journal, gid, changes)
   raise_last_id(shadow, args[10], seq)
   create_consumer_groups(shadow, acked, trimmed, trimmed_seq)
+  redis.call('UNLINK', stream)  -- a stream that is renamed over is freed before the next call, however large it is
   redis.call('RENAME', shadow, stream)
   local last = newest == '0-0' and '0' or decimal(pack(newest))
   redis.call('HSET', meta, 'seq', seq, 'last', last, 'trimmed', trimmed)
+  redis.call('HSETNX', meta, 'born', decimal(math.max(0, pack(last_id(journal)))))
   redis.call('SADD', keys[8], gid)
   redis.call('HDEL', keys[9], gid)
   set_holder(keys[1], gid, args[2], LOCK_MS, ' ' .. seq .. ' ' .. last)

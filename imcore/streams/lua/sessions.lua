@@ -7,16 +7,20 @@
 
 local CLASS = 2 ^ 42  -- ms; no clock shows that much
 
--- In a range of scores, at the time `now`: drop what has ended, and cut ends after `furthest` down to it. At most MAX_UNPACKED
--- each, so readers must check the scores anyway.
+-- Cut ends after `furthest` down to it, up to a score. At most MAX_UNPACKED, so readers must check the scores anyway.
+local function cut_ends(key, furthest, highest)
+  for _, each in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. decimal(furthest), highest, 'LIMIT', 0, MAX_UNPACKED)) do
+    redis.call('ZADD', key, decimal(furthest), each)
+  end
+end
+
+-- In a range of scores, at the time `now`: drop what has ended, at most MAX_UNPACKED, and cut ends.
 local function expire_ends(key, lowest, now, furthest, highest)
   local ended = redis.call('ZRANGEBYSCORE', key, lowest, decimal(now), 'LIMIT', 0, MAX_UNPACKED)
   if ended[1] then
     redis.call('ZREM', key, unpack(ended))
   end
-  for _, each in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. decimal(furthest), highest, 'LIMIT', 0, MAX_UNPACKED)) do
-    redis.call('ZADD', key, decimal(furthest), each)
-  end
+  cut_ends(key, furthest, highest)
 end
 
 local function is_alive(sessions, id, now)
@@ -66,18 +70,28 @@ local function last_end(sessions, lengths, now)
   return last > now and last or 0
 end
 
--- Store the end of a user's last session.
-local function set_online(sessions, online, uid, last)
+-- Store the end of a user's last session; without a session, that they were seen last now.
+local function set_online(sessions, online, last_seen, uid, last, now)
   if last > 0 then
     redis.call('PEXPIREAT', sessions, decimal(last))
     redis.call('ZADD', online, decimal(last), uid)
-  else
-    redis.call('ZREM', online, uid)
+  elseif redis.call('ZREM', online, uid) == 1 then
+    redis.call('ZADD', last_seen, decimal(now), uid)
   end
 end
 
+-- Drop users whose last session has ended, at most MAX_UNPACKED: they were seen last then. And cut ends that a wrong clock has set.
+local function expire_online(online, last_seen, online_ms, now)
+  local ended = redis.call('ZRANGEBYSCORE', online, '-inf', decimal(now), 'WITHSCORES', 'LIMIT', 0, MAX_UNPACKED)
+  for i = 1, #ended, 2 do
+    redis.call('ZADD', last_seen, ended[i + 1], ended[i])
+    redis.call('ZREM', online, ended[i])
+  end
+  cut_ends(online, now + online_ms, '+inf')
+end
+
 -- im_heartbeat: open a session or keep it alive.
--- Keys: sessions, online, online_ms. Arguments: uid, session id, its length without another heartbeat (ms), 1 to open it.
+-- Keys: sessions, online, online_ms, last_seen. Arguments: uid, session id, its length without another heartbeat (ms), 1 to open it.
 -- Answer: its end (ms), or EXPIRED.
 define('im_heartbeat', ALLOW_OOM, function(keys, args)
   local now, length = now_ms(), tonumber(args[3])
@@ -89,20 +103,20 @@ define('im_heartbeat', ALLOW_OOM, function(keys, args)
     redis.call('SET', keys[3], args[3])
     longest = length
   end
-  expire_ends(keys[2], '-inf', now, now + longest, '+inf')
+  expire_online(keys[2], keys[4], longest, now)
   local ends, lengths = now + length, lengths_of(keys[1])
   set_end(keys[1], lengths, args[2], ends, length)
-  set_online(keys[1], keys[2], args[1], last_end(keys[1], lengths, now))
+  set_online(keys[1], keys[2], keys[4], args[1], last_end(keys[1], lengths, now), now)
   return ends
 end)
 
 -- im_end_session: end a session.
--- Keys: sessions, online. Arguments: uid, session id. Answer: how many live sessions the user still has.
+-- Keys: sessions, online, last_seen. Arguments: uid, session id. Answer: how many live sessions the user still has.
 define('im_end_session', ALLOW_OOM, function(keys, args)
   local now, count = now_ms(), 0
   redis.call('ZREM', keys[1], args[2])
   local lengths = lengths_of(keys[1])
-  set_online(keys[1], keys[2], args[1], last_end(keys[1], lengths, now))
+  set_online(keys[1], keys[2], keys[3], args[1], last_end(keys[1], lengths, now), now)
   for class in pairs(lengths) do
     local base = class * CLASS
     count = count + redis.call('ZCOUNT', keys[1], '(' .. decimal(base + now), '(' .. decimal(base + CLASS))
@@ -112,10 +126,10 @@ end)
 
 -- im_expire_online: drop users whose sessions have ended, and cut ends that a wrong clock has set; for workers, since no
 -- heartbeat may come.
--- Keys: online, online_ms. Arguments: none. Answer: how many are online.
+-- Keys: online, online_ms, last_seen. Arguments: none. Answer: how many are online.
 define('im_expire_online', ALLOW_OOM, function(keys)
   local now = now_ms()
-  expire_ends(keys[1], '-inf', now, now + tonumber(redis.call('GET', keys[2]) or '0'), '+inf')
+  expire_online(keys[1], keys[3], tonumber(redis.call('GET', keys[2]) or '0'), now)
   return redis.call('ZCOUNT', keys[1], '(' .. decimal(now), '+inf')
 end)
 
@@ -138,4 +152,15 @@ end)
 -- Keys: online. Arguments: offset, count. Answer: uids, in the order in which their sessions end.
 define('im_online_uids', READ_ONLY, function(keys, args)
   return redis.call('ZRANGEBYSCORE', keys[1], '(' .. now_ms(), '+inf', 'LIMIT', args[1], args[2])
+end)
+
+-- im_seen: whether a user has a live session, and when their last one ended.
+-- Keys: online, last_seen. Arguments: uid. Answer: {1 or 0, ms, '' if none has ended or one is live}.
+define('im_seen', READ_ONLY, function(keys, args)
+  local now, ends = now_ms(), tonumber(redis.call('ZSCORE', keys[1], args[1]) or '0')
+  if ends > now then
+    return {1, ''}
+  end
+  local seen = math.max(ends, tonumber(redis.call('ZSCORE', keys[2], args[1]) or '0'))
+  return {0, seen > 0 and decimal(math.min(seen, now)) or ''}
 end)

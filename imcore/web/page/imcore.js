@@ -155,6 +155,7 @@ class LocalDatabase {
     const old = await answer(kept.get([message.gid, message.at]));
     const merged = { ...old, ...message };
     if (old?.read > (message.read ?? -1)) Object.assign(merged, { read: old.read, unread: old.unread });
+    if (old?.delivered > (message.delivered ?? -1)) merged.delivered = old.delivered;
     if (old?.recalled || message.recalled) Object.assign(merged, { recalled: true, content: '' });
     delete merged.meta; // this page shows none
     await answer(kept.put(merged));
@@ -332,7 +333,7 @@ export class ImClient extends EventTarget {
   #token;
   #name;
   #local;
-  #groups = new Map(); // gid -> {gid, acked, unread, last, left}
+  #groups = new Map(); // gid -> {gid, acked, from, unread, last, left}; unread is what comes after `from`
   #connection = null;
   #attempts = 0;
   #timer = null;
@@ -343,6 +344,9 @@ export class ImClient extends EventTarget {
   #unsentAcks = new Set();
   #ackTimer = null;
   #unreadTimer = null;
+  #acksSentAt = 0;
+  #toAsk = new Set(); // of groups in which something was marked, or read in private: from where on is unread?
+  #fromTimer = null;
   #isDraining = false;
   #drainAgain = false;
   #closing = new AbortController();
@@ -583,7 +587,7 @@ export class ImClient extends EventTarget {
     else if (method === 'gap')
       connection.live.set(params.gid, pack(params.to_msgid)); // left out: history has it
     else if (method === 'receipts') await this.#addReceipts(params.receipts);
-    else if (method === 'position') this.#acked(params.gid, pack(params.last_ack_msgid));
+    else if (method === 'position') this.#positionMoved(params.gid, pack(params.last_ack_msgid));
     else if (method === 'joined') await this.#joined(connection, params.gid);
     else if (method === 'left') await this.#left(params.gid);
     else if (method === 'expiring') this.#tell('expiring', { seconds: params.expires_in_s });
@@ -605,7 +609,10 @@ export class ImClient extends EventTarget {
       const acked = pack(last_ack_msgid);
       if (group.acked > acked) this.#unsentAcks.add(gid); // shown while offline
       if (group.acked < acked) await this.#local.note(gid, () => ({ acked }));
+      if (group.from < acked && group.from === group.acked) group.from = acked;
       group.acked = Math.max(group.acked, acked);
+      const here = await this.#local.unread(gid, group.from, pack(last_msgid), this.uid);
+      if (here !== null && here !== unread && !this.#unsentAcks.has(gid)) this.#askFrom(gid);
     }
     if (connection !== this.#connection) return;
     this.#attempts = 0;
@@ -622,6 +629,8 @@ export class ImClient extends EventTarget {
     const high = pack(messages.at(-1).msgid);
     await this.#local.keep(gid, messages, this.uid, low, high);
     connection.live.set(gid, high);
+    // They are on this disk now, shown or not: they have arrived.
+    if (connection === this.#connection) this.#notify('delivered', { gid, msgid: messages.at(-1).msgid });
     this.#group(gid).last = await this.#local.last(gid);
     await this.#recount(gid);
     const recalled = messages.filter(({ recalls }) => recalls).map(({ recalls }) => pack(recalls));
@@ -639,7 +648,7 @@ export class ImClient extends EventTarget {
   async #addTallies(gid, tallies) {
     await this.#local.keep(
       gid,
-      tallies.map(({ msgid, read, unread }) => ({ msgid, read, unread })),
+      tallies.map(({ msgid, read, unread, delivered }) => ({ msgid, read, unread, delivered: delivered ?? read })),
       this.uid,
     );
     this.#tell('changed', { gid, ats: tallies.map(({ msgid }) => pack(msgid)) });
@@ -673,19 +682,19 @@ export class ImClient extends EventTarget {
 
   async #loadGroups() {
     this.#groups.clear();
-    for (const { gid, acked, left } of await this.#local.groups()) {
-      const group = { gid, acked, left: Boolean(left), unread: 0, last: await this.#local.last(gid) };
+    for (const { gid, acked, from = acked, left } of await this.#local.groups()) {
+      const group = { gid, acked, from, left: Boolean(left), unread: 0, last: await this.#local.last(gid) };
       this.#groups.set(gid, group);
-      if (!left) group.unread = (await this.#local.unread(gid, acked, 0, this.uid)) ?? 0;
+      if (!left) group.unread = (await this.#local.unread(gid, from, 0, this.uid)) ?? 0;
     }
   }
 
   #group(gid) {
-    if (!this.#groups.has(gid)) this.#groups.set(gid, { gid, acked: 0, unread: 0, last: null, left: false });
+    if (!this.#groups.has(gid)) this.#groups.set(gid, { gid, acked: 0, from: 0, unread: 0, last: null, left: false });
     return this.#groups.get(gid);
   }
 
-  /** The groups of the user, by latest activity: [{gid, unread, acked, last: message or null, left}]. */
+  /** The groups of the user, by latest activity: [{gid, unread, acked, from, last: message or null, left}]. */
   groups() {
     const latest = ({ last, acked }) => last?.at ?? acked;
     return [...this.#groups.values()]
@@ -706,7 +715,7 @@ export class ImClient extends EventTarget {
   // of the messages are not here, the server counts.
   async #recount(gid, mayAsk = true) {
     const group = this.#group(gid);
-    const unread = await this.#local.unread(gid, group.acked, this.#end(gid), this.uid);
+    const unread = await this.#local.unread(gid, group.from, this.#end(gid), this.uid);
     if (unread !== null) group.unread = unread;
     else if (mayAsk) this.#unreadTimer ??= setTimeout(() => this.#askUnread(), 1500); // the server folds acks, too
   }
@@ -718,7 +727,7 @@ export class ImClient extends EventTarget {
     for (const { gid, unread } of counts) {
       const group = this.#groups.get(gid);
       if (!group || group.left) continue;
-      const here = await this.#local.unread(gid, group.acked, this.#end(gid), this.uid);
+      const here = await this.#local.unread(gid, group.from, this.#end(gid), this.uid);
       group.unread = here ?? unread;
       if (here > unread) await this.#askPosition(gid);
     }
@@ -729,6 +738,47 @@ export class ImClient extends EventTarget {
   async #askPosition(gid) {
     const [own] = await this.call('members', { gid, uids: [this.uid] }).catch(() => []);
     if (own) this.#acked(gid, pack(own.last_ack_msgid));
+  }
+
+  // The offset says it all, unless something was marked unread or read in private, here or on another device.
+  async #positionMoved(gid, at) {
+    if (at > this.#group(gid).acked) this.#acked(gid, at);
+    else this.#askFrom(gid);
+  }
+
+  /** Ask the server from where on messages are unread; not while it still folds acks of this tab. */
+  #askFrom(gid) {
+    this.#toAsk.add(gid);
+    const wait = Math.max(0, this.#acksSentAt + 1500 - Date.now());
+    this.#fromTimer ??= setTimeout(() => this.#askAllFrom(), wait);
+  }
+
+  async #askAllFrom() {
+    this.#fromTimer = null;
+    const gids = [...this.#toAsk];
+    this.#toAsk.clear();
+    const counts = await this.call('unread').catch(() => []);
+    for (const { gid, unread } of counts.filter((each) => gids.includes(each.gid))) {
+      const page = unread ? await this.#history(gid, { first_unread: true, limit: 1 }).catch(() => null) : null;
+      if (unread && !page?.messages.length) continue;
+      const { acked } = this.#group(gid);
+      await this.#setFrom(gid, unread ? pack(page.messages[0].msgid) - 1 : Math.max(acked, this.#end(gid)));
+    }
+    this.#tell('groups');
+  }
+
+  async #setFrom(gid, from) {
+    this.#group(gid).from = from;
+    await this.#local.note(gid, () => ({ from }));
+    await this.#recount(gid);
+  }
+
+  /** Mark a message and all later ones unread, for this user alone. What comes into view later removes the mark. */
+  async markUnread(gid, msgid) {
+    await this.#sendAcks();
+    await this.call('mark_unread', { gid, msgid });
+    await this.#setFrom(gid, pack(msgid) - 1);
+    this.#tell('groups');
   }
 
   // A group that was read elsewhere has no message here, and none comes. One page shows what it is about.
@@ -812,7 +862,7 @@ export class ImClient extends EventTarget {
   }
 
   async #unreadPage(gid, limit) {
-    const { acked } = this.#group(gid);
+    const { from: acked } = this.#group(gid);
     let after = await this.#local.after(gid, acked, limit);
     if (!after.messages.some((message) => this.#isUnread(message, acked))) {
       const history = await this.#history(gid, { first_unread: true, limit });
@@ -890,9 +940,11 @@ export class ImClient extends EventTarget {
 
   #acked(gid, at) {
     const group = this.#group(gid);
-    if (at <= group.acked) return false;
-    group.acked = at;
-    this.#local.note(gid, ({ acked }) => ({ acked: Math.max(acked, at) }));
+    if (at <= group.acked && at <= group.from) return false;
+    group.acked = Math.max(group.acked, at);
+    if (at > group.from) group.from = group.acked; // it removes a mark, too
+    const { from } = group;
+    this.#local.note(gid, ({ acked }) => ({ acked: Math.max(acked, at), from }));
     this.#recount(gid).then(() => this.#tell('groups'));
     return true;
   }
@@ -903,6 +955,7 @@ export class ImClient extends EventTarget {
     clearTimeout(this.#ackTimer);
     this.#ackTimer = null;
     if (this.state !== 'online') return;
+    if (this.#unsentAcks.size) this.#acksSentAt = Date.now();
     for (const gid of this.#unsentAcks) this.#notify('ack', { gid, msgid: unpack(this.#group(gid).acked) });
     this.#unsentAcks.clear();
   }
@@ -1063,11 +1116,14 @@ const STRINGS = {
     discard: 'Delete',
     tick_waiting: 'Waiting to be sent',
     tick_sent: 'Sent',
+    tick_delivered: (arrived, all) => (all === 1 ? 'Delivered' : `Delivered to ${arrived} of ${all}`),
     tick_some: (read, all) => `Read by ${read} of ${all}`,
     tick_all: (all) => (all === 1 ? 'Read' : `Read by all ${all}`),
     info: 'Who has read it',
     read_by: (n) => `Read by ${n}`,
     unread_by: (n) => `Not yet ${n}`,
+    arrived_at: (n) => `Delivered to ${n}, not read`,
+    mark: 'Mark unread from here',
     and_more: (n) => `and ${n} more`,
     failed: (why) => `That did not work: ${why}`,
     recall: 'Recall this message',
@@ -1126,11 +1182,14 @@ const STRINGS = {
     discard: '删除',
     tick_waiting: '等待发送',
     tick_sent: '已发送',
+    tick_delivered: (arrived, all) => (all === 1 ? '已送达' : `已送达 ${all} 人中的 ${arrived} 人`),
     tick_some: (read, all) => `${all} 人中 ${read} 人已读`,
     tick_all: (all) => (all === 1 ? '已读' : `全部 ${all} 人已读`),
     info: '谁已读',
     read_by: (n) => `${n} 人已读`,
     unread_by: (n) => `${n} 人未读`,
+    arrived_at: (n) => `已送达 ${n} 人，未读`,
+    mark: '从这里标为未读',
     and_more: (n) => `还有 ${n} 人`,
     failed: (why) => `操作失败：${why}`,
     recall: '撤回这条消息',
@@ -1209,16 +1268,18 @@ function tintOf(name) {
   return [...name].reduce((hash, letter) => (hash * 31 + letter.codePointAt(0)) % 8191, 7) % 8;
 }
 
-/** waiting, sent, some or all; and how many have read a message, of how many. */
-function tickOf({ state, read, unread }) {
+/** waiting, sent, delivered, some or all; and how many have read a message, of how many. */
+function tickOf({ state, read, unread, delivered }) {
   if (state === 'waiting') return { tick: 'waiting', label: T.tick_waiting };
   const all = (read ?? 0) + (unread ?? 0);
   if (!all) return { tick: 'sent', label: T.tick_sent };
-  const tick = unread === 0 ? 'all' : read ? 'some' : 'sent';
+  const arrived = Math.max(delivered ?? 0, read);
+  const tick = unread === 0 ? 'all' : read ? 'some' : arrived === all ? 'delivered' : 'sent';
+  const sent = arrived ? T.tick_delivered(arrived, all) : T.tick_sent;
   return {
     tick,
     count: `${read}/${all}`,
-    label: tick === 'all' ? T.tick_all(all) : `${T.tick_sent}. ${T.tick_some(read, all)}`,
+    label: tick === 'all' ? T.tick_all(all) : `${sent}. ${T.tick_some(read, all)}`,
     all,
   };
 }
@@ -1422,13 +1483,13 @@ class Timeline {
     this.#rows = new Map(before ? [...entries, ...this.#rows] : [...this.#rows, ...entries]);
     for (const row of added) {
       this.#arrange(row);
-      if (row.message.sender_uid !== this.#client.uid && row.message.at > this.#acked()) this.seen.observe(row);
+      if (row.message.sender_uid !== this.#client.uid && row.message.at > this.#from()) this.seen.observe(row);
     }
     return added;
   }
 
-  #acked() {
-    return this.#client.group(this.gid)?.acked ?? 0;
+  #from() {
+    return this.#client.group(this.gid)?.from ?? 0;
   }
 
   // --- One message ---
@@ -1447,6 +1508,7 @@ class Timeline {
     row.querySelector('.foot time').textContent = CLOCK.format(date);
     row.querySelector('.foot time').dateTime = date.toISOString();
     this.#showTick(row, message, isOwn && !message.recalled && message.state !== 'refused');
+    row.querySelector('.mark').hidden = isOwn || Boolean(message.recalled) || !isStored;
     row.querySelector('.refusal').hidden = message.state !== 'refused';
     if (message.state === 'refused') row.querySelector('.why').textContent = T.refused(message.reason);
     return row;
@@ -1461,7 +1523,8 @@ class Timeline {
     button.setAttribute('aria-label', label);
     button.title = label;
     button.querySelector('.count').textContent = count && (all > 1 || !isDirect(this.gid)) ? count : '';
-    button.querySelector('use').setAttribute('href', `#icon-${{ waiting: 'waiting', sent: 'sent' }[tick] ?? 'read'}`);
+    const icon = { some: 'read', all: 'read' }[tick] ?? tick;
+    button.querySelector('use').setAttribute('href', `#icon-${icon}`);
   }
 
   /** Day, and whether the row begins what one person says in a row. */
@@ -1683,6 +1746,7 @@ class Page {
     $('groups').addEventListener('click', ({ target }) => this.#choose(target.closest('button')));
     $('groups').addEventListener('keydown', (event) => moveFocus(event, [...$('groups').querySelectorAll('button')]));
     $('log').addEventListener('click', ({ target }) => this.#showInfo(target.closest('.tick')));
+    $('log').addEventListener('click', ({ target }) => this.#markUnread(target.closest('.mark')));
     $('log').addEventListener('keydown', (event) => this.#keyInLog(event));
     this.#listenToComposer();
     document.addEventListener('visibilitychange', () => this.#askPresence());
@@ -1924,7 +1988,7 @@ class Page {
     const row = event.target.closest('.row');
     if (event.key === 'Enter' && row === event.target) {
       event.preventDefault(); // or the same key would press the first button of the dialog
-      row.querySelector('.tick:not([hidden]), .refusal:not([hidden]) button')?.click();
+      row.querySelector('.tick:not([hidden]), .mark:not([hidden]), .refusal:not([hidden]) button')?.click();
     } else if (event.key === 'Escape') $('composer').querySelector('textarea').focus();
     else moveFocus(event, this.#timeline.rows(), row);
   }
@@ -1954,6 +2018,19 @@ class Page {
     this.#choose({ dataset: { gid } });
   }
 
+  /** Mark unread, and close the conversation: what is in view counts as read. */
+  async #markUnread(button) {
+    if (!button) return;
+    const { msgid } = button.closest('.row').message;
+    const { gid } = this.#timeline;
+    this.#close();
+    try {
+      await this.#client.markUnread(gid, msgid);
+    } catch (error) {
+      this.#banner(error.error === 'Offline' ? T.banner_offline : T.failed(error.message), 'wait');
+    }
+  }
+
   #showInfo(tick) {
     if (!tick || tick.disabled) return;
     this.#info = tick.closest('.row').message;
@@ -1971,10 +2048,15 @@ class Page {
       const status = await this.#client.call('status', { gid, msgid });
       if (this.#info?.msgid !== msgid) return;
       const readers = (status.read_by ?? []).map(({ uid, read_at }) => ({ uid, time: read_at }));
-      const others = (status.unread_by ?? []).map((uid) => ({ uid }));
+      const arrived = new Set(status.delivered_to ?? []);
+      const named = (uids) => uids.map((uid) => ({ uid }));
+      const some = (status.unread_by ?? []).filter((uid) => arrived.has(uid));
+      const others = (status.unread_by ?? []).filter((uid) => !arrived.has(uid));
+      const onlyArrived = Math.max(0, (status.delivered ?? 0) - status.read);
       const sections = [];
       if (status.read) sections.push(section(T.read_by(status.read), readers));
-      if (status.unread) sections.push(section(T.unread_by(status.unread), others));
+      if (onlyArrived) sections.push(section(T.arrived_at(onlyArrived), named(some)));
+      if (status.unread > onlyArrived) sections.push(section(T.unread_by(status.unread - onlyArrived), named(others)));
       $('info')
         .querySelector('.people')
         .replaceChildren(...sections);

@@ -214,10 +214,11 @@ def test_what_was_seen_without_a_network_is_acked_afterwards(people: People, num
     ann, bob = people.online(people.ann).open(people.gid), people.online(people.bob)
     ann.write("hello")
     bob.wait_for_unread(people.gid, 1)
+    ann.wait_for_tick("hello", "delivered 0/1")
     bob.set_offline(True)
     bob.open(people.gid).wait_for_texts("hello")
     bob.wait_for_unread(people.gid, 0)
-    assert ann.tick("hello") == "sent 0/1"
+    assert ann.tick("hello") == "delivered 0/1"
 
     # When the network is back, then the sender hears of it
     bob.set_offline(False)

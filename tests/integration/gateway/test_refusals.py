@@ -188,11 +188,28 @@ def test_acks_that_wait_in_one_group_do_not_pile_up(
         audience.settled()
         refused.error = ImError("by hand")
         pass_time(audience, clock, other, seconds=20)
-        assert len(gateway._core._acks.buffer._requeued) == 1
+        assert len(gateway._core._acks.buffers["read"]._requeued) == 1
         assert offset(other, "bob", "home")
         refused.error = None
         pass_time(audience, clock, other, seconds=5)
     assert {each.unread for each in other.unread("bob")} == {0}
+
+
+def test_deliveries_that_are_refused_wait_and_arrive(chat: Chat, other: Chat, clock: Clock) -> None:
+    refused = refusing(chat, "im_delivered", TEAM)
+    with chat.gateway(acks="client") as gateway:
+        audience = Audience(gateway)
+        bob = gateway.open("bob")
+        [message] = say(other, "1")
+        audience.until(lambda: audience.heard(bob))
+        refused.error = ImError("by hand")
+        gateway.delivered(bob, "team", message.msgid)
+        pass_time(audience, clock, other, seconds=5)
+        assert other.tally("team", message.msgid).delivered == 0
+        assert refused.tries <= MOST_TRIES
+        refused.error = None
+        pass_time(audience, clock, other, seconds=60)
+        assert other.message_status("team", message.msgid).delivered_to == ("bob",)
 
 
 def test_a_database_that_is_away_is_asked_less_and_less_often(

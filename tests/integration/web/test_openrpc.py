@@ -43,12 +43,16 @@ def test_every_schema_is_valid_and_used(document: Document) -> None:
 
 def examples(gid: str, msgid: str) -> dict[str, dict[str, object]]:
     """Parameters for each method of a user, all of those that may be given at once."""
-    receipt = {"gid": gid, "msgid": msgid, "read": 0, "unread": 1, "version": 1}
+    receipt = {"gid": gid, "msgid": msgid, "read": 0, "unread": 1, "delivered": 0, "version": 1}
     return {
         "send": {"gid": gid, "content": "x", "client_msgid": "c", "meta": {"a": 1}},
         "send_direct": {"to": "bob", "content": "x", "client_msgid": "d", "meta": {"a": 1}},
-        "ack": {"gid": gid, "msgid": msgid},
+        "ack": {"gid": gid, "msgid": msgid, "private": True},
+        "delivered": {"gid": gid, "msgid": msgid},
+        "mark_unread": {"gid": gid, "msgid": msgid},
+        "unmark": {"gid": gid},
         "unread": {},
+        "inbox": {"limit": 5, "after": f"{msgid}:", "unread_only": True},
         "receipts": {"limit": 5},
         "confirm_receipts": {"receipts": [receipt]},
         "groups": {},
@@ -57,12 +61,16 @@ def examples(gid: str, msgid: str) -> dict[str, dict[str, object]]:
         "history": {"gid": gid, "around": msgid, "limit": 5},
         "status": {"gid": gid, "msgid": msgid},
         "tallies": {"gid": gid, "msgids": [msgid]},
+        "why": {"gid": gid, "msgid": msgid, "of": "bob"},
+        "set_group": {"gid": gid, "receipts": "names", "asked_by": "sender"},
+        "set_user": {"receipts": "on"},
         "members": {"gid": gid, "uids": ["ann"]},
         "online": {"gid": gid, "uids": ["ann"]},
         "recall": {"gid": gid, "msgid": msgid},
         "create_group": {"gid": "of openrpc", "uids": ["ann"]},
         "add_members": {"gid": "of openrpc", "uids": ["bob"]},
         "remove_members": {"gid": "of openrpc", "uids": ["bob"]},
+        "delete_group": {"gid": "of openrpc"},
     }
 
 
@@ -98,8 +106,9 @@ def test_other_forms_of_answers_are_in_the_document_too(
     web: WebServer, chat: Chat, gid: str, document: Document, without: str
 ) -> None:
     msgid = chat.send(gid, "mine", sender_uid="ann").msgid
+    needed = {"recall", "delivered", "mark_unread", "add_members", "remove_members", "create_group", "why"}
     for name, params in examples(gid, msgid).items():
-        if without in params and name not in {"recall", "add_members", "remove_members", "create_group"}:
+        if without in params and name not in needed:
             less = {key: value for key, value in params.items() if key != without}
             check(document, method_of(document, name)["result"]["schema"], web.rpc(name, **less)["result"])
 
@@ -118,6 +127,7 @@ def test_each_notification_is_as_the_document_says(web: WebServer, chat: Chat, g
             await ann.until(lambda: ann.notices("joined") and ann.contents(gid) == ["4", "mine"])
             chat.remove_members(f"{gid} too", ["ann"])
             chat.ack("bob", gid, msgid)
+            chat.ack("ann", gid, msgid)
             deliver_receipts(chat)
             await ann.until(lambda: {each["method"] for each in ann.told} == known.keys() or ann.closed, timeout_s=60)
             assert {each["method"] for each in ann.told} == known.keys()

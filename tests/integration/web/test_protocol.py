@@ -128,6 +128,7 @@ def test_an_ack_from_history_counts_too(web: WebServer, chat: Chat, gid: str, sa
 def test_a_user_sees_nothing_from_before_the_join(web: WebServer, chat: Chat, gid: str, say: Say) -> None:
     async def story() -> None:
         [before] = say("a secret from before")
+        chat.set_group(gid, asked_by="members")
         chat.add_members(gid, ["dora"])
         [after] = say("welcome")
         async with WebClient(web.url, "dora") as dora:

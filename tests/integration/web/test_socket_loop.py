@@ -45,6 +45,7 @@ class EchoClient:
         self.texts: list[bytes] = []
         self.refusals: list[int] = []
         self.rooms: list[bool] = []
+        self.pongs: list[bytes] = []
         self.losses = 0
         hub.clients.append(self)
 
@@ -59,6 +60,9 @@ class EchoClient:
 
     def writable(self, has_room: bool) -> None:
         self.rooms.append(has_room)
+
+    def ponged(self, payload: bytes) -> None:
+        self.pongs.append(payload)
 
     def close(self, code: int, reason: str) -> None:
         self.socket.close(code, reason)

@@ -1,4 +1,4 @@
-"""Messages, spans, bookmarks, offset moves, groups and facts; the views group_users and msg_acks."""
+"""Messages, spans, bookmarks, offset moves, groups, deleted ones, users, facts; the views group_users and msg_acks."""
 
 from alembic import op
 
@@ -48,7 +48,13 @@ _STATEMENTS = """
         msgid BIGINT NOT NULL, entry BIGINT NOT NULL, start BIGINT NOT NULL, reach SMALLINT NOT NULL,
         gid {name} NOT NULL, uids TEXT NOT NULL, PRIMARY KEY (gid, reach, msgid, entry, start)) {options};
     {moves_index};
-    CREATE TABLE chat_groups (gid {name} NOT NULL, created_at {time} NOT NULL, PRIMARY KEY (gid)) {options};
+    CREATE TABLE chat_groups (
+        gid {name} NOT NULL, created_at {time} NOT NULL, receipts TEXT DEFAULT 'names' NOT NULL,
+        asked_by TEXT DEFAULT 'sender' NOT NULL, policy_changed BIGINT DEFAULT 0 NOT NULL, PRIMARY KEY (gid)) {options};
+    CREATE TABLE deleted_groups (
+        gid {name} NOT NULL, entry BIGINT NOT NULL, is_done BOOLEAN NOT NULL, PRIMARY KEY (gid)) {options};
+    CREATE TABLE user_settings (
+        uid {name} NOT NULL, receipts TEXT NOT NULL, changed BIGINT NOT NULL, PRIMARY KEY (uid)) {options};
     CREATE TABLE imcore_meta (name {name} NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name)) {options};
     CREATE VIEW group_users AS
         SELECT gid, uid, NULLIF(acked_msgid, 0) AS last_ack_msgid,
@@ -77,5 +83,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     for view in ("msg_acks", "group_users"):
         op.execute(f"DROP VIEW {view}")
-    for table in ("imcore_meta", "chat_groups", "offset_moves", "bookmarks", "group_spans", "group_msgs"):
+    tables = ("imcore_meta", "deleted_groups", "user_settings", "chat_groups", "offset_moves", "bookmarks")
+    for table in (*tables, "group_spans", "group_msgs"):
         op.drop_table(table)
