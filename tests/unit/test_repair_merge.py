@@ -122,6 +122,17 @@ def test_further_offset_wins() -> None:
     assert settled([span("bob", 0, acked=7)], [span("bob", 0, acked=5)]) == [span("bob", 0, acked=7)]
 
 
+def test_further_position_of_what_has_arrived_wins_within_the_span() -> None:
+    behind, ahead = (
+        span("bob", 0, acked=5)._replace(delivered_msgid=6),
+        span("bob", 0, acked=4)._replace(delivered_msgid=9),
+    )
+    assert settled([behind], [ahead]) == settled([ahead], [behind]) == [behind._replace(delivered_msgid=9)]
+    assert settled([behind], [span("bob", 0, acked=7)]) == [span("bob", 0, acked=7)]
+    closed = span("bob", 0, 8, 3)
+    assert settled([closed], [ahead]) == [closed._replace(acked_msgid=4, delivered_msgid=8)]
+
+
 def test_span_that_one_side_closed_is_closed() -> None:
     closed = span("bob", 0, 5, 5)
     assert settled([closed], [span("bob", 0)]) == [closed]
@@ -210,6 +221,19 @@ def test_offset_goes_back_only_if_it_passed_a_lost_message() -> None:
     # And one that has passed it goes back to before it
     plan.live.rows["bob"] = [span("bob", 0, acked=9)]
     assert [order.acked for order in orders(plan)] == [7]
+
+
+def test_what_has_arrived_goes_back_only_if_it_passed_a_lost_message() -> None:
+    # Given a lost message that had arrived as SQL knows, and another one
+    live = span("bob", 0, acked=5)._replace(delivered_msgid=12)
+    plan = plan_of({"bob": [live]}, live={"bob": [live]})
+    plan.known = {("bob", 0): span("bob", 0, acked=5)._replace(delivered_msgid=9)}
+    plan.lost, plan.before = [8, 11], {8: 7, 11: 10}
+    # When, then
+    assert [(order.acked, order.delivered) for order in orders(plan)] == [(5, 10)]
+    # And the offset goes back before the first
+    plan.live.rows["bob"] = [live._replace(acked_msgid=12, delivered_msgid=None)]
+    assert [(order.acked, order.delivered) for order in orders(plan)] == [(7, 10)]
 
 
 # What is on its way.

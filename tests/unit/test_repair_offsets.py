@@ -39,6 +39,16 @@ def test_impossible_offset_becomes_that_of_redis_or_the_newest_message() -> None
     ]
 
 
+def test_impossible_position_of_what_has_arrived_becomes_that_of_redis_or_the_offset() -> None:
+    def ahead(uid: str, delivered: int, acked: int = 7, left: int | None = None) -> SpanRow:
+        return span(uid, acked, left)._replace(delivered_msgid=delivered)
+
+    rows = [ahead("ann", at(30)), ahead("bob", at(30)), ahead("cy", 10, left=9), ahead("dee", 6), ahead("eve", 8)]
+    live = [ahead("ann", 8), ahead("bob", msgids.IMPOSSIBLE)]
+    bound = highest_offset(9, NOW_MS)
+    assert [row.delivered_msgid for row in possible(rows, 9, live, bound=bound)] == [8, None, None, None, 8]
+
+
 def test_impossible_end_becomes_that_of_redis_or_the_newest_message() -> None:
     rows = [span("ann", 7, left=at(30)), span("bob", at(30), left=at(30)), span("cy", 7, left=msgids.IMPOSSIBLE)]
     live = [span("ann", 7, left=8), span("bob", 6)]

@@ -232,12 +232,12 @@ local function rewind_span(keys, span, began, lost, arrived_lost)
   end
 end
 
--- Let a member's private position go back likewise, and the bookmark belong to the span that goes on.
-local function rewind_bookmark(bookmarks, uid, began, joined, offset, lost, changes)
+-- Let a member's private position go back likewise; the bookmark then belongs to the span that goes on.
+local function rewind_bookmark(bookmarks, uid, joined, offset, lost, changes)
   local private, mark = parse_bookmark(redis.call('HGET', bookmarks, uid))
   local back = private >= lost[1] and lost[2] or private
   back = back > offset and back or 0
-  if back ~= private or began ~= joined and private + mark > 0 then
+  if back ~= private then
     change_bookmark(bookmarks, joined, uid, back, mark, changes)
   end
 end
@@ -306,7 +306,7 @@ define_locked('im_repair_swap', function(keys, args)
         deliveries[#deliveries + 1] = table.concat({joined, args[i + 4], decimal(arrived), uid}, SEP)
       end
       if key == uid then
-        rewind_bookmark(keys[13], uid, began, joined, offset, {n[9], n[10]}, changes)
+        rewind_bookmark(keys[13], uid, joined, offset, {n[9], n[10]}, changes)
       end
     end
   end
