@@ -27,7 +27,8 @@ def inbox(run: Invocation, uid: str, limit: int, after: str | None, unread_only:
         lines = map(records.peers_at(chat, uid), map(inbox_record, page.entries))
         run.show(chain(lines, [totals_record(page)]) if run.json else lines, records.INBOX_COLUMNS)
     if not run.json:
-        output.remark(f"unread: {page.unread} in {page.unread_groups} of {page.groups} groups")
+        output.say("")
+        run.show([totals_record(page)], records.TOTALS_COLUMNS)
         if page.next:
             this = f"im inbox {shlex.quote(uid)} --limit {limit}" + " --unread-only" * unread_only
             output.remark(f"more: {this} --after {shlex.quote(page.next)}")

@@ -15,6 +15,7 @@ from imcore.errors import (
     DatabaseUnavailable,
     ImError,
     InvalidInput,
+    NotAllowed,
     NotMember,
     RedisUnavailable,
     RefusedError,
@@ -302,8 +303,8 @@ class Device:
 
     def _tallies_of(self, gid: str, wanted: list[str]) -> list[Tally]:
         try:
-            return self._chat.tallies(gid, wanted)
-        except (UnknownGroup, DatabaseNotReady, DatabaseUnavailable):  # other groups may answer
+            return self._chat.tallies(gid, wanted, by=self._uid)
+        except (UnknownGroup, NotMember, NotAllowed, DatabaseNotReady, DatabaseUnavailable):  # other groups may answer
             return []
 
     def _wait(self, backoff: Backoff, error: ImError, text: str) -> None:

@@ -7,6 +7,7 @@ from imcore import msgid as msgids
 from imcore.errors import ImError, NotAllowed, NotMember, UnknownMessage
 from imcore.model.limits import ASKED_BY, GROUP_RECEIPTS, check_choice, check_handed_over, check_name
 from imcore.model.values import GroupPolicy
+from imcore.msgid import HIGHEST
 from imcore.operations import queries
 from imcore.operations.effects import Effects, GetKeyspace, call, call_each
 from imcore.streams.calls import policy_calls
@@ -58,15 +59,17 @@ class Permission(NamedTuple):
 def permission(gid: str, by: str) -> Effects[Permission]:
     """Return what a user may ask about a group. Raise NotMember, NotAllowed."""
     space = yield from GetKeyspace()
-    return _permission(gid, by, (yield from call(policy_calls.asker(space, gid, check_name(by, "uid")))))
+    facts = yield from call(policy_calls.asker(space, gid, check_name(by, "uid")))
+    return _permission(gid, by, facts, has_sent=False)
 
 
-def _permission(gid: str, by: str, facts: AskerFacts) -> Permission:
-    if facts.joined is None:
+def _permission(gid: str, by: str, facts: AskerFacts, *, has_sent: bool) -> Permission:
+    if facts.joined is None and not has_sent:
         raise NotMember(f"{by!r} is not a member of {gid!r}")
     if facts.receipts == "off":
         raise NotAllowed(f"the receipts of {gid!r} are off: nobody is told who has read what")
-    return Permission(by, facts.joined, facts.asked_by == "members", facts.receipts == "names" and not facts.is_off)
+    joined = HIGHEST if facts.joined is None else facts.joined
+    return Permission(by, joined, facts.asked_by == "members", facts.receipts == "names" and not facts.is_off)
 
 
 def permission_about(gid: str, by: str, packed: int) -> Effects[Permission]:
@@ -78,24 +81,31 @@ def permission_about(gid: str, by: str, packed: int) -> Effects[Permission]:
 
 
 def permitted(gid: str, by: str, packed: Sequence[int]) -> Effects[tuple[Permission, dict[int, ImError | None]]]:
-    """Return what a user may ask, and for each message (packed) None, or why they may not ask about it."""
+    """Return what a user may ask, and for each message (packed) None, or why they may not ask about it.
+
+    Who has left the group may still ask about own messages. Raise NotMember for who has sent none of these.
+    """
     space = yield from GetKeyspace()
     facts = yield from call(policy_calls.asker(space, gid, check_name(by, "uid"), packed))
-    allowed = _permission(gid, by, facts)
+    own = yield from _own(gid, by, packed, facts)
+    allowed = _permission(gid, by, facts, has_sent=True in own)
+    return allowed, {msgid: _refusal(gid, allowed, msgid, is_own) for msgid, is_own in zip(packed, own, strict=True)}
+
+
+def _own(gid: str, by: str, packed: Sequence[int], facts: AskerFacts) -> Effects[list[bool | ImError]]:
+    """Return for each message whether the user has sent it, or that there is none. SQL has those that are trimmed."""
     trimmed = [msgid for msgid, own in zip(packed, facts.own, strict=True) if isinstance(own, Trimmed)]
     rows = (yield from queries.MessagesByMsgid(gid, trimmed)) if trimmed else {}
-    answers: dict[int, ImError | None] = {}
-    for msgid, own in zip(packed, facts.own, strict=True):
-        is_own: bool | ImError = own
-        if isinstance(own, Trimmed):
-            is_own = rows[msgid].sender_uid == by if msgid in rows else queries.unknown_message(gid, msgid)
-        answers[msgid] = is_own if isinstance(is_own, ImError) else _refusal(gid, allowed, msgid, is_own=is_own)
-    return allowed, answers
+    senders: dict[int, bool | ImError] = {msgid: row.sender_uid == by for msgid, row in rows.items()}
+    return [
+        senders.get(msgid, queries.unknown_message(gid, msgid)) if isinstance(own, Trimmed) else own
+        for msgid, own in zip(packed, facts.own, strict=True)
+    ]
 
 
-def _refusal(gid: str, allowed: Permission, packed: int, *, is_own: bool) -> ImError | None:
-    if is_own:
-        return None
+def _refusal(gid: str, allowed: Permission, packed: int, is_own: bool | ImError) -> ImError | None:
+    if isinstance(is_own, ImError) or is_own:
+        return is_own if isinstance(is_own, ImError) else None
     if packed <= allowed.joined:
         return UnknownMessage(f"{msgids.unpack(packed)} of {gid!r} is from before {allowed.uid!r} joined")
     if allowed.others:

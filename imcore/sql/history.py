@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import CTE, BigInteger, ColumnElement, column, select, tuple_, union_all, values
+from sqlalchemy import CTE, BigInteger, ColumnElement, and_, column, select, union_all, values
 
 from imcore import msgid as msgids
 from imcore.model.rows import MessageRow
@@ -64,10 +64,11 @@ class HistoryQueries:
     def messages_at(self, places: Sequence[Place]) -> list[MessageRow]:
         """Return those messages that are stored."""
         c = GROUP_MSGS.c
-        columns = self._database.reader.columns(recalled=is_recalled())
         rows: list[MessageRow] = []
         for batch in batches(places, _AT_ONCE):
-            query = select(*columns).where(tuple_(c.gid, c.msgid).in_(batch))
+            at = _table(batch, "gid", "msgid")  # for a list of pairs SQLite would read the whole table
+            query = select(*self._database.reader.columns(recalled=is_recalled()))
+            query = query.join_from(at, GROUP_MSGS, and_(c.gid == at.c.gid, c.msgid == at.c.msgid))
             rows += self._database.reader.rows(self._database.fetch(query))
         return rows
 

@@ -59,6 +59,10 @@ def test_each_query_is_a_range_of_the_primary_key(database: Database) -> None:
     database.history.around_foreign(GID, READER, between, packed(20_000), 26, 25)
     after = database.messages_after(GID, packed(20_000), until=packed(50_000), limit=25)
     before = database.messages_before(GID, packed(40_000), limit=25, skip=10)
+    assert database.history.seqs_at([(GID, packed(20_000)), ("no", 5)]) == {GID: 20_000, "no": 0}
+    assert [row.seq for row in database.history.messages_at([(GID, packed(7)), ("no", 7)])] == [7]
+    firsts = database.history.firsts_of_others(READER, [(GID, packed(20_000), packed(30_000)), ("no", 1, 2)])
+    assert set(firsts) == {GID}
     assert [row.seq for row in after] == [*range(20_001, 20_026)]
     assert [row.seq for row in before] == [*range(39_965, 39_990)]
 

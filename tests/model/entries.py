@@ -20,6 +20,9 @@ from tests.model.mischief import OF_ONE_ENTRY, PARAMETERS
 CLASSES: tuple[type, ...] = (Chat, Gateway, Device, LocalDatabase)
 MODULES: tuple[ModuleType, ...] = (direct, dead_letters, retention, stats, check)
 
+PUBLIC_ABOVE = {Chat, Gateway}
+"""Those whose classes above them are a part of their public surface."""
+
 ELSEWHERE = {
     "Chat.connect": "takes URLs: see the tests of settings",
     "Chat.close": "ends the history",
@@ -64,7 +67,9 @@ def entries() -> list[Entry]:
 
 def _of_classes() -> Iterator[Entry]:
     for owner in CLASSES:
-        for name, function in ((name, function) for cls in owner.__mro__[:-1] for name, function in vars(cls).items()):
+        above = owner.__mro__[-2:0:-1] if owner in PUBLIC_ABOVE else ()
+        members = {name: function for cls in (*above, owner) for name, function in vars(cls).items()}
+        for name, function in members.items():
             if not name.startswith("_") and not isinstance(function, property):
                 plain = getattr(function, "__func__", function)  # of a class method
                 if callable(plain):

@@ -1,12 +1,15 @@
 """Receipt policies: who is told who has read a message; and users who read in private."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from imcore import Chat, GroupPolicy, Message, UserPolicy
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import InvalidInput, NotAllowed, NotMember, UnknownGroup, UnknownMessage
 from imcore.streams.calls import policy_calls
 from tests.helpers.talk import leave_to_sql, offset, publish_receipts, say
@@ -124,12 +127,26 @@ class TestQuestions:
 
     def test_strangers_are_told_nothing(self, chat: Chat, sent: Message) -> None:
         chat.set_group(GID, asked_by="members")
-        chat.remove_members(GID, ["ann"])
-        for uid in ("ann", "eve"):
+        chat.remove_members(GID, ["bob"])
+        for uid in ("bob", "eve"):
             with pytest.raises(NotMember):
                 chat.message_status(GID, sent.msgid, by=uid)
             with pytest.raises(NotMember):
                 chat.status(GID, by=uid)
+            for msgids in ([], [sent.msgid]):
+                with pytest.raises(NotMember):
+                    chat.tallies(GID, msgids, by=uid)
+
+    def test_who_has_left_may_ask_about_own_messages(self, chat: Chat, sent: Message) -> None:
+        [other] = say(chat, "other", sender="bob")
+        chat.remove_members(GID, ["ann"])
+        assert asked(chat, sent.msgid, "ann") == (NUMBERS, NAMES)
+        assert [each.msgid for each in chat.tallies(GID, [other.msgid, sent.msgid], by="ann")] == [sent.msgid]
+        with pytest.raises(NotMember):
+            chat.tally(GID, other.msgid, by="ann")
+        chat.set_group(GID, receipts="off")
+        with pytest.raises(NotAllowed):
+            chat.tally(GID, sent.msgid, by="ann")
 
     def test_unknown_messages(self, chat: Chat, sent: Message) -> None:
         for msgid in ("1767225600000-0", "2600000000000-0"):
@@ -267,3 +284,15 @@ class TestSql:
 
 def journal_length(chat: Chat) -> int:
     return sum(chat.system.client.driver.xlen(key) for key in chat.system.client.space.journals())
+
+
+def test_a_device_keeps_no_tallies_of_a_group_whose_receipts_are_off(chat: Chat, sent: Message, tmp_path: Path) -> None:
+    chat.set_group(GID, receipts="off")
+    with LocalDatabase(path_of(tmp_path, "ann"), "ann") as local:
+        device = Device(chat, "ann", local)
+        device.keep([sent])
+        device.sync()
+        assert [line.state for line in local.log()] == ["stored"]
+        chat.set_group(GID, receipts="counts")
+        device.sync()
+        assert [line.state for line in local.log()] == ["read 1/2"]

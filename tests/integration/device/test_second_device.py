@@ -120,9 +120,9 @@ def test_tallies_are_asked_for_by_the_page(
     page_sizes: list[int] = []
     tallies = chat.tallies
 
-    def ask(gid: str, msgids: list[str]) -> list[Tally]:
+    def ask(gid: str, msgids: list[str], *, by: str | None) -> list[Tally]:
         page_sizes.append(len(msgids))
-        return tallies(gid, msgids)
+        return tallies(gid, msgids, by=by)
 
     monkeypatch.setattr(chat, "tallies", ask)
     # When
