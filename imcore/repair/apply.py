@@ -23,7 +23,7 @@ from imcore.repair.diff import described_span
 from imcore.repair.locks import PartitionLock
 from imcore.repair.merge import Placed, Plan
 from imcore.repair.orders import lowest_behind, orders, passed
-from imcore.repair.state import highest_offset
+from imcore.repair.state import highest_offset, outside
 from imcore.repair.unconfirmed import mark_unconfirmed
 from imcore.repair.window import START, now_ms, packed
 from imcore.sql import corrections, queries
@@ -167,8 +167,8 @@ class _Attempt(Planner):
         self._database.write(Batch(marks=[WatermarkRow(self._partition, MENDER, entry)]))
 
     def _write_spans(self, plan: Plan) -> None:
-        if plan.lowered:
-            lower(self._system, self._gid, plan.lowered, max(plan.newest_live, plan.newest_stored))
+        newest = max(plan.newest_live, plan.newest_stored)
+        lower(self._system, self._gid, plan.lowered, newest)
         if plan.rewritten:
             corrections.rewrite(self._database, plan.rewritten)
         rows = [row for spans in plan.spans.values() for row in spans.rows]
@@ -178,6 +178,8 @@ class _Attempt(Planner):
         if not queries.listed(self._database, [self._gid]):
             batch.groups.append(GroupRow(self._gid, self.backlog.created_ms or now_ms()))
         self._database.write(batch)
+        desired = {(row.uid, row.joined_msgid): row for row in plan.rows}
+        lower(self._system, self._gid, list(outside(plan.known.values(), desired)), newest)
 
     def _stored(self, plan: Plan) -> Iterator[list[Placed]]:
         """Yield the messages after the base, a page at a time, once SQL has them; recalled ones without their text."""
@@ -320,7 +322,9 @@ def id_above(packed: int) -> str:
 
 
 def lower(system: System, gid: str, rows: Sequence[SpanRow], newest: int) -> None:
-    """Set offsets and ends in SQL that no message can have to those of these rows."""
+    """Set positions and ends in SQL that no message can have to those of these rows."""
+    if not rows:
+        return
     corrections.lower_spans(system.database, rows, above=highest_offset(newest, now_ms()))
     named = "; ".join(f"{row.uid!r} {described_span(row)}" for row in rows[:MOST_NAMES])
     more = f"; and {len(rows) - MOST_NAMES} more" if len(rows) > MOST_NAMES else ""

@@ -12,7 +12,7 @@ from imcore.repair.apply import lower, shadow_of
 from imcore.repair.bookmarks import Bookmarks
 from imcore.repair.desired import PAGE, client_msgids, paged, trimmed_own
 from imcore.repair.orders import close_order
-from imcore.repair.state import Changes, delivered_of, furthest, highest_offset, is_empty, possible
+from imcore.repair.state import Changes, delivered_of, furthest, highest_offset, is_empty, outside, possible
 from imcore.repair.unconfirmed import mark_unconfirmed
 from imcore.repair.window import START, now_ms
 from imcore.sql import corrections, queries
@@ -114,8 +114,7 @@ class BulkApply:
         self._bookmarks[gid] = Bookmarks(bookmarks, {}, Changes(), bound=bound, latest_change=soon)
         self._spans[gid] = possible(stored, newest, bound=bound)
         lowered = [span for span, row in zip(self._spans[gid], stored, strict=True) if span != row]
-        if lowered:
-            lower(self._system, gid, lowered, newest)
+        lower(self._system, gid, [*lowered, *outside(self._spans[gid], {})], newest)
 
     def _swap(self, gid: str) -> Call[tuple[int, int] | None]:
         newest, seq = self._newest[gid]

@@ -9,7 +9,7 @@ and more than once. What no newer entry has changed has to be alike, whether the
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple, TypeVar
@@ -184,6 +184,19 @@ def key_of(row: SpanRow) -> str:
 def furthest(rows: Iterable[SpanRow]) -> int:
     """Return the highest msgid that any span names, 0 without spans. No later message may have a lower one."""
     return max((max(row.joined_msgid, row.left_msgid or 0, delivered_of(row)) for row in rows), default=0)
+
+
+def outside(known: Iterable[SpanRow], desired: Mapping[tuple[str, int], SpanRow]) -> Iterator[SpanRow]:
+    """Yield what rows of SQL become whose positions are past the desired end of their span.
+
+    That of Redis may be the end, and its clock behind that of the lost messages which SQL knows to be read.
+    """
+    for row in known:
+        left = desired.get((row.uid, row.joined_msgid), row).left_msgid
+        if left is not None and row.joined_msgid < left < delivered_of(row):
+            row = row._replace(left_msgid=left)  # noqa: PLW2901
+            row = row._replace(acked_msgid=offset_of(row), delivered_msgid=ahead_of(row))  # noqa: PLW2901
+            yield row
 
 
 def highest_offset(newest: int, now_ms: int) -> int:

@@ -41,7 +41,8 @@ _STORED_TIME = {
 def lower_spans(database: Database, rows: Iterable[SpanRow], *, above: int) -> None:
     """Set the positions and ends of spans that are above a msgid (packed) or no whole number, in one transaction.
 
-    Also those up to which messages have arrived, if that is not past the offset, or past the end.
+    Also those that are past the end of their span, and those up to which messages have arrived, if that is not past the
+    offset.
     """
     c = GROUP_SPANS.c
     names = ("gid", "uid", "joined_msgid", "acked_msgid", "left_msgid", "delivered_msgid")
@@ -49,7 +50,8 @@ def lower_spans(database: Database, rows: Iterable[SpanRow], *, above: int) -> N
     key = and_(*(column == bindparam(f"new_{column.name}") for column in (c.gid, c.uid, c.joined_msgid)))
     with database.writing() as connection:
         is_outside = or_(c.delivered_msgid <= c.acked_msgid, c.delivered_msgid > c.left_msgid)
-        for column, is_wrong in ((c.acked_msgid, false()), (c.left_msgid, false()), (c.delivered_msgid, is_outside)):
+        wrong = (c.left_msgid, false()), (c.acked_msgid, c.acked_msgid > c.left_msgid), (c.delivered_msgid, is_outside)
+        for column, is_wrong in wrong:
             is_wrong = or_(is_wrong, column > above, column != cast(column, BigInteger))  # noqa: PLW2901
             change = update(GROUP_SPANS).where(key, is_wrong).values({column: bindparam(f"new_{column.name}")})
             connection.execute(change, values)

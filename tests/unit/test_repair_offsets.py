@@ -4,7 +4,7 @@ import pytest
 
 from imcore import msgid as msgids
 from imcore.model.rows import SpanRow
-from imcore.repair.state import highest_offset, possible
+from imcore.repair.state import highest_offset, outside, possible
 from imcore.streams import events
 from imcore.streams.events import Malformed
 
@@ -47,6 +47,15 @@ def test_impossible_position_of_what_has_arrived_becomes_that_of_redis_or_the_of
     live = [ahead("ann", 8), ahead("bob", msgids.IMPOSSIBLE)]
     bound = highest_offset(9, NOW_MS)
     assert [row.delivered_msgid for row in possible(rows, 9, live, bound=bound)] == [8, None, None, None, 8]
+
+
+def test_positions_past_the_desired_end_of_a_span_become_that_end() -> None:
+    known = [span("ann", 9), span("bob", 7)._replace(delivered_msgid=9), span("cy", 8), span("dee", 9)]
+    desired = {(uid, 5): span(uid, 7, left=8) for uid in ("ann", "bob", "cy")}
+    assert list(outside(known, desired)) == [
+        span("ann", 8, left=8),
+        span("bob", 7, left=8)._replace(delivered_msgid=8),
+    ]
 
 
 def test_impossible_end_becomes_that_of_redis_or_the_newest_message() -> None:
