@@ -50,9 +50,6 @@ class Told:
     def ended(self) -> None:
         self.has_ended = True
 
-    def ponged(self, payload: bytes) -> None:
-        """Pongs are for those who have sent pings."""
-
     def feed(self, chunks: Iterable[bytes]) -> None:
         for chunk in chunks:
             self.reader.feed(chunk)
