@@ -50,7 +50,6 @@ _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("groups_of",): ("srem",),
     ("own_unacked",): ("lpush", "rpush", "ltrim", "lrem", "unlink"),
     ("idempotency_older",): ("unlink",),
-    ("bookmarks",): ("hexists",),
     ("receipts_off",): ("sadd", "smismember", "srem"),
     ("last_seen",): ("zadd",),
 }

@@ -8,6 +8,7 @@ from imcore import msgid as msgids
 from imcore.errors import InvalidInput
 from imcore.gateway.fanout import Session
 from imcore.gateway.options import GatewayOptions, check_client_acks
+from imcore.gateway.request import packed_msgid
 from imcore.model.limits import check_handed_over, check_msgid, check_receipts
 from imcore.model.values import HistoryPage, Receipt
 
@@ -81,7 +82,7 @@ class Confirmations:
     def _check(self, gid: str, msgid: str) -> None:
         check_client_acks(self._options)
         check_handed_over(gid, "gid")
-        self._packed = check_msgid(msgid)
+        self._packed = packed_msgid(msgid)
         self._checked = gid, msgid
 
 

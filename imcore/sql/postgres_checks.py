@@ -12,12 +12,11 @@ from imcore.sql.migrations import VERSION_TABLE
 OLDEST = 110_000
 """PostgreSQL 11: an index needs its hashtextextended."""
 
-_NEEDED = {
-    "SELECT": ("chat_groups", "group_msgs", "group_spans", "offset_moves", "imcore_meta", VERSION_TABLE),
-    "INSERT": ("chat_groups", "group_msgs", "group_spans", "offset_moves", "imcore_meta"),
-    "UPDATE": ("chat_groups", "group_msgs", "group_spans", "offset_moves", "imcore_meta"),
-    "DELETE": ("offset_moves", "imcore_meta"),
-}
+_TABLES = (
+    *("bookmarks", "chat_groups", "deleted_groups", "group_msgs", "group_spans", "offset_moves", "user_settings"),
+    "imcore_meta",
+)
+_NEEDED = {"SELECT": (*_TABLES, VERSION_TABLE), "INSERT": _TABLES, "UPDATE": _TABLES, "DELETE": _TABLES}
 """The rights that a writer needs, with their tables."""
 
 _RIGHTS = ", ".join(f"('{right}', '{table}')" for right, tables in _NEEDED.items() for table in tables)

@@ -265,3 +265,30 @@ def test_all_that_was_received_is_acked_whatever_fails(seed: int) -> None:
     # Then
     assert {key: msgid for key, msgid in story.acked.items() if msgid} == dict(story.received)
     assert not story.buffer._waiting
+
+
+def test_deliveries_keep_since_when_nothing_is_missing_and_acks_take_them_out() -> None:
+    # Given a client that has all up to 3, and after a gap all from 8 up to 9, and another one that has all up to 9
+    buffer, ann, bob = AckBuffer(10, 1.0, kind="delivered"), alone("ann"), alone("bob")
+    for recipients, msgid, since in ((ann, 2, 0), (ann, 3, 0), (ann, 9, 8), (bob, 9, 0)):
+        buffer.received("g", recipients, msgid, msgid + 1000, 0.0, since)
+    [deliveries] = buffer.take_due(1.0)
+    assert sorted(deliveries.targets()) == [
+        DeliveryTarget(3, ("ann",), 0, seq=1003),
+        DeliveryTarget(9, ("ann",), 8, seq=1009),
+        DeliveryTarget(9, ("bob",), 0, seq=1009),
+    ]
+
+    # When bob has read all of it, and ann some
+    acks = AckBuffer(10, 1.0)
+    received(acks, bob, 9)
+    received(acks, ann, 3)
+    taken = deliveries.take_read(acks.take_due(1.0)[0])
+
+    # Then only what ann has not read is left, and the rest may come back
+    assert deliveries.targets() == [DeliveryTarget(9, ("ann",), 8, seq=1009)]
+    assert sorted(taken.targets()) == [
+        DeliveryTarget(3, ("ann",), 0, seq=1003),
+        DeliveryTarget(9, ("bob",), 0, seq=1009),
+    ]
+    assert taken.only({"bob"}).targets() == [DeliveryTarget(9, ("bob",), 0, seq=1009)]

@@ -25,6 +25,7 @@ class Told:
     texts: list[bytes] = field(default_factory=list)
     refusals: list[int] = field(default_factory=list)
     written: bytearray = field(default_factory=bytearray)
+    pongs: list[bytes] = field(default_factory=list)
     has_ended: bool = False
     reader: FrameReader = field(init=False)
 
@@ -43,11 +44,11 @@ class Told:
         assert not self.has_ended
         self.written += data
 
+    def ponged(self, payload: bytes) -> None:
+        self.pongs.append(payload)
+
     def ended(self) -> None:
         self.has_ended = True
-
-    def ponged(self, payload: bytes) -> None:
-        """Pongs are for those who have sent pings."""
 
     def feed(self, chunks: Iterable[bytes]) -> None:
         for chunk in chunks:

@@ -310,6 +310,18 @@ def test_one_pull_shows_the_same_tallies_after_an_absence(stack: Stack) -> None:
     assert stack.im.json("receipts", "bob") == []
 
 
+def test_what_another_device_has_read_is_a_line(stack: Stack) -> None:
+    stack.chat.create_group("team", ["ann", "bob"])
+    stack.work()
+    bob = stack.listen("bob", "--no-ack", "--no-local")
+    sent = stack.chat.send("team", "hi", sender_uid="ann")
+    bob.wait_for(1)
+    stack.chat.ack("bob", "team", sent.msgid)
+    position = {"event": "position", "gid": "team", "last_ack_msgid": sent.msgid}
+    wait_until(lambda: bob.events[1:] == [position], timeout_s=END_S)
+    assert bob.end() == 0
+
+
 def test_receipts_with_the_heartbeat(tmp_path: Path) -> None:
     with closing(Stack(tmp_path, heartbeat_ms=200)) as stack:
         stack.chat.create_group("team", ["ann", "bob"])
