@@ -38,8 +38,8 @@ def import_(run: Invocation, file: str) -> None:
     message; with "private": true, for the user alone. Up to a "delivered" one all has arrived, and from a "mark" on all
     is unread for the user; both need a member. A recall withdraws the message; who recalls need not be a member. A
     message with "recalled": true needs no content: its recall follows. A user who sends or acks and is no member joins
-    first. The first event of a group makes it; a "group" does nothing else. A one-to-one chat is made by the first
-    event that names its users.
+    first. The first event of a group makes it; a "group" does nothing else. The chat of two users is made by the first
+    event that names them.
     """
     from imcore.importer.formats import EventLines  # noqa: PLC0415 (the help need not wait for these)
     from imcore.importer.importer import import_events  # noqa: PLC0415

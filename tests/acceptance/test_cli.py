@@ -135,7 +135,7 @@ def test_import_takes_each_line_as_it_comes(im: Im) -> None:
             process.stdin.flush()
             wait_until(lambda number=number: im.run("status", "live").stdout.count(b"hi") == number + 1)
         summary, _ = process.communicate(timeout=30)
-    assert (process.returncode, summary.splitlines()[1]) == (0, b"3\t1\t0\t0\t0\t0")
+    assert (process.returncode, summary.splitlines()[1]) == (0, b"3\t1\t0\t0\t0\t0\t0\t0")
 
 
 def test_a_reader_that_goes_away_is_one_line(im: Im) -> None:
@@ -264,6 +264,15 @@ def test_a_bar_on_the_terminal_leaves_the_output_in_its_pipe(im: Im, tmp_path: P
     os.close(terminal)
 
     assert process.returncode == 1
-    assert json.loads(printed) == {"messages": 0, "joins": 1, "leaves": 0, "acks": 0, "recalls": 0, "errors": 1}
+    assert json.loads(printed) == {
+        "messages": 0,
+        "joins": 1,
+        "leaves": 0,
+        "acks": 0,
+        "delivered": 0,
+        "marks": 0,
+        "recalls": 0,
+        "errors": 1,
+    }
     assert "bytes" in shown
     assert "im: line 2: the line is not JSON" in shown

@@ -206,7 +206,16 @@ def test_an_import_continues_when_its_errors_and_its_bar_cannot_be_written(
         printed, _ = process.communicate(timeout=END_S)
 
     assert process.returncode == 1
-    assert json.loads(printed) == {"messages": 0, "joins": 1, "leaves": 0, "acks": 0, "recalls": 0, "errors": 2000}
+    assert json.loads(printed) == {
+        "messages": 0,
+        "joins": 1,
+        "leaves": 0,
+        "acks": 0,
+        "delivered": 0,
+        "marks": 0,
+        "recalls": 0,
+        "errors": 2000,
+    }
 
 
 def test_an_interrupt_writes_nothing_to_stdout_where_stderr_is_closed(im: Im) -> None:

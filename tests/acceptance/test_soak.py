@@ -59,6 +59,7 @@ KEPT = {
         "version",
         "online",
         "online_ms",
+        "last_seen",
         "watermarks",
         "coalescing",
     ),
