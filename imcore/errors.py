@@ -86,6 +86,10 @@ class GroupAbandoned(GroupUnderWay):
     """A process has died over the creation of the group."""
 
 
+class UserErasing(TryAgain):
+    """A user of that name is being erased: it can be used again when that has ended."""
+
+
 class TooManyCalls(TryAgain):
     """A client calls more often than it may."""
 

@@ -87,6 +87,8 @@ class Persist:
         self._next = 0.0
         self._deletions: dict[str, int] = {}
         """The entries of the deletions of the groups in hand, by gid."""
+        self._erasures: int | None = None
+        """How many erasures of users had begun or ended when the entries in hand were read."""
 
     def step(self) -> int:
         """Handle one batch, waiting a moment for it; return how many entries are handled.
@@ -110,6 +112,8 @@ class Persist:
             self._drop_batch()
         if not self._in_hand:
             time.sleep(max(0.0, self._next - time.monotonic()))
+            if self._erasures is None:
+                self._erasures = self._database.erasures().count
             self._in_hand = self._journal.read()
             self._next = time.monotonic() + (PACE_S if len(self._in_hand) < self._batch_size else 0.0)
             self._member_counts = member_counts(self._client, self._in_hand)
@@ -121,6 +125,7 @@ class Persist:
 
     def _drop_batch(self) -> None:
         self._in_hand = []
+        self._erasures = None
         self._journal.reread_open()
 
     def drained(self) -> bool:
@@ -192,7 +197,7 @@ class Persist:
         marks = marks or self._watch.mark(self._journal.lease.process, [item.entry for item in items])
         try:
             batch = batch_of(items)
-            batch.marks = marks
+            batch.marks, batch.erasures = marks, self._erasures
             batch.known_deletions = self._deletions
             self._database.write(batch)
         except DatabaseRejected as error:

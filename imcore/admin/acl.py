@@ -55,15 +55,15 @@ _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
 }
 """Commands of the functions for users' calls, by the kinds of keys on which they run."""
 
-_USER_KEYS = dict.fromkeys([*(kind for kinds in _USER_COMMANDS for kind in kinds), "deleting"])
-"""The kinds of keys of these functions; they only read `deleting`."""
+_USER_KEYS = dict.fromkeys([*(kind for kinds in _USER_COMMANDS for kind in kinds), "deleting", "erasing"])
+"""The kinds of keys of these functions; they only read `deleting` and `erasing`."""
 
 _CHANGES = (
     *("fcall", "hset", "rpush", "sadd", "spublish", "srem", "xadd", "xgroup|create", "xgroup|destroy", "xgroup|setid"),
     *("zadd", "zrem"),
 )
 _MAINTENANCE = (
-    *("function|load", "incr", "incrby", "hdel", "hincrby", "hsetnx", "scard"),
+    *("function|load", "incr", "incrby", "hdel", "hincrby", "hscan", "hsetnx", "scard"),
     *("hrandfield", "xack", "xclaim", "xdel", "xinfo|stream", "xreadgroup", "xsetid", "xtrim"),
     "bgrewriteaof",
 )
@@ -76,10 +76,17 @@ _OF_DELETED_GROUPS = (
 
 _REPLACEMENTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("own_unacked", "rebuilt", "shadow"): ("del", "unlink"),
+    ("groups_of", "dirty", "sessions", "dead_shadow"): ("unlink",),
     ("idempotency_older", "stream", *_OF_DELETED_GROUPS): ("unlink",),
     ("version",): ("set",),
 }
 """Commands that delete or replace a whole key: a worker may run them on some kinds of keys only."""
+
+_OF_A_CHAT = (
+    *("meta", "stream", "acked", "joined", "left", "idempotency_newer", "idempotency_older", "recalled"),
+    *("ahead", "ahead_acked", "bookmarks", "own_unacked"),
+)
+"""The kinds of keys of a group that are renamed where an erased user's one-to-one chat gets another gid."""
 
 _LEASES = ("~im:lease:*", "+set", "+del", "+pexpire")
 
@@ -93,7 +100,7 @@ _OF_RQ = (
 
 _ONE_PER_PARTITION = {
     *("journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "unnotified"),
-    *("rewrites", "deleting", "receipts_off", "last_seen"),
+    *("rewrites", "deleting", "receipts_off", "last_seen", "erasing", "dead", "dead_shadow"),
 }
 """Kinds with one key per partition. All others have one per gid or uid."""
 
@@ -121,9 +128,9 @@ def _allowed(*commands: Iterable[str]) -> Iterator[str]:
     return (f"+{command}" for command in chain(*commands))
 
 
-def _keys_of(kinds: Iterable[str], right: str = "~") -> Iterator[str]:
+def _keys_of(kinds: Iterable[str], right: str = "~", of: str = "*") -> Iterator[str]:
     # One ? per digit: a * would match across the closing brace into a gid. The server tries short patterns first.
-    names = [kind if kind in _ONE_PER_PARTITION else f"{kind}:*" for kind in kinds]
+    names = [kind if kind in _ONE_PER_PARTITION else f"{kind}:{of}" for kind in kinds]
     return (f"{right}im:{{{'?' * width}}}:{name}" for width in range(1, _WIDEST_TAG + 1) for name in names)
 
 
@@ -168,7 +175,9 @@ WORKER = Role(
         _selector(_LEASES),
         *_selectors(_REPLACEMENTS),
         _renaming("shadow", "stream"),
+        _renaming("dead_shadow", "dead"),
         _renaming("idempotency_newer", "idempotency_older"),
+        _selector(_keys_of(_OF_A_CHAT, "%RW~", "dm*"), _keys_of(_OF_A_CHAT, "%W~", "dm#*"), _allowed(("rename",))),
         _selector(_OF_RQ),
     ),
 )

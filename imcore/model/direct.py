@@ -1,6 +1,7 @@
 """One-to-one chats: groups of two (of one, for writing to oneself) whose gid follows from the two uids."""
 
 import hashlib
+import secrets
 from collections.abc import Iterable
 
 from imcore.errors import InvalidInput
@@ -8,6 +9,7 @@ from imcore.model.limits import MAX_NAME_BYTES, check_name
 
 _PLAIN = "dm:"
 _HASHED = "dm#"
+_RANDOM_DIGITS = 32  # half of those of a SHA-256
 _MOST_DIGITS = len(str(MAX_NAME_BYTES))
 
 
@@ -52,6 +54,16 @@ def pair_of(gid: str) -> tuple[str, str] | None:
 
 def is_direct(gid: str) -> bool:
     return gid.startswith((_PLAIN, _HASHED))
+
+
+def random_gid() -> str:
+    """Return a gid for a chat with a user who was erased, which nobody can find by the names."""
+    return f"{_HASHED}{secrets.token_hex(_RANDOM_DIGITS // 2)}"
+
+
+def says_names(gid: str) -> bool:
+    """Return whether a gid of a one-to-one chat follows from the two uids."""
+    return is_direct(gid) and not (is_hashed(gid) and len(gid) == len(_HASHED) + _RANDOM_DIGITS)
 
 
 def is_hashed(gid: str) -> bool:

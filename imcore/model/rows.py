@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 from imcore import msgid as msgids
+from imcore.errors import TryAgain
 
 NO_TIME = 1 << 62
 """`MessageRow.sent_at_ms` of a stored time that cannot be read. It is never written."""
@@ -148,6 +149,9 @@ class WatermarkRow(NamedTuple):
     entry: int
 
 
+_OfGroup = TypeVar("_OfGroup", MessageRow, SpanRow, MoveRow, GroupRow, ConfirmRow, BookmarkRow)
+
+
 @dataclass(slots=True)
 class Batch:
     """The rows of one transaction; any list may have a key more than once."""
@@ -163,6 +167,8 @@ class Batch:
     known_deletions: Mapping[str, int] | None = None
     """The deletions of groups of these rows that the writer knows: a packed entry by gid. Nothing is written if there
     are others by now. None: the writer has made sure of that in another way."""
+    erasures: int | None = None
+    """How many erasures of users had begun or ended when the writer read what the rows say, in the same way."""
 
     def __len__(self) -> int:
         return sum(len(rows) for each in fields(self) if isinstance(rows := getattr(self, each.name), list))
@@ -185,7 +191,51 @@ class Batch:
             users=_merge(self.users, 1, _newer_user),
             marks=_merge(self.marks, 2, max),
             known_deletions=self.known_deletions,
+            erasures=self.erasures,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Erasures:
+    """The erasures of users that are under way: the aliases by uid, and the new gids of one-to-one chats by the old.
+
+    Nobody of such a uid can join a group before the end. So every row that names it is the erased user's. `count`
+    changes whenever an erasure begins or ends: what was read before may have names that are gone by now.
+    """
+
+    count: int = 0
+    uids: Mapping[str, str] = field(default_factory=dict)
+    gids: Mapping[str, str] = field(default_factory=dict)
+
+    def message(self, row: MessageRow) -> MessageRow:
+        """Return a message without name, text and client_msgid of a user who is being erased."""
+        row = self._moved(row)
+        alias = self.uids.get(row.sender_uid)
+        return row if alias is None else row.without_text()._replace(sender_uid=alias, client_msgid=None)
+
+    def applied(self, batch: Batch) -> Batch:
+        """Return the rows of a batch without these names. Raise TryAgain if `batch.erasures` is another count."""
+        if batch.erasures not in {None, self.count}:
+            raise TryAgain("the erasure of a user has begun or ended: what is to be stored is read again")
+        return self._renamed(batch) if self.uids else batch
+
+    def _renamed(self, batch: Batch) -> Batch:
+        return Batch(
+            groups=list(map(self._moved, batch.groups)),
+            messages=list(map(self.message, batch.messages)),
+            spans=[row._replace(uid=self.uids.get(row.uid, row.uid)) for row in map(self._moved, batch.spans)],
+            moves=[row._replace(uids=self._movers(row.uids)) for row in map(self._moved, batch.moves)],
+            confirms=list(map(self._moved, batch.confirms)),
+            bookmarks=[self._moved(row) for row in batch.bookmarks if row.uid not in self.uids],
+            users=[row for row in batch.users if row.uid not in self.uids],
+            marks=batch.marks,
+        ).merged()
+
+    def _moved(self, row: _OfGroup) -> _OfGroup:
+        return row._replace(gid=self.gids[row.gid]) if row.gid in self.gids else row
+
+    def _movers(self, uids: Movers) -> Movers:
+        return tuple(self.uids.get(mover, mover) if isinstance(mover, str) else mover for mover in uids)
 
 
 def merged_span(one: SpanRow, other: SpanRow) -> SpanRow:

@@ -176,6 +176,14 @@ class LogLine:
 
 
 @dataclass(frozen=True, slots=True)
+class ErasedUser:
+    """A user of whom nothing is stored any more, and how many messages have no text and no name since then."""
+
+    uid: str
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
 class MessageTally:
     message: Message
     read: int

@@ -16,7 +16,7 @@ from itertools import chain
 from imcore import msgid as msgids
 from imcore.errors import TryAgain
 from imcore.model.rows import Batch, GroupRow, SpanRow, WatermarkRow
-from imcore.repair import deletion, locks, window
+from imcore.repair import deletion, erasure, locks, window
 from imcore.repair.bookmarks import Bookmarks
 from imcore.repair.desired import PAGE, Planner, client_msgids, oldest_client_msgid, paged, trimmed_own
 from imcore.repair.diff import described_span
@@ -89,6 +89,7 @@ def mend(
     if lock is None:
         with PartitionLock(system, partition, wait_s=locks.LOCK_MS / 1000 + 1) as own:
             return mend(system, gid, since=since, lock=own, is_older=is_older, lost_all=lost_all)
+    gid = erasure.settle(system, gid)
     begun = Mended(groups=1, behind=0 if lost_all or gid in window.unfinished(system, partition) else None)
     return _mend(system, gid, begun, since, lock, is_older=is_older or lost_all)
 
@@ -280,6 +281,7 @@ class _Attempt(Planner):
                 *paged(owners, partial(repair_calls.restore_own_unacked, k, trimmed=trimmed)),
                 *paged(plan.reidentified, partial(repair_calls.restore_idempotency, k, for_ms=once_ms, correct=True)),
                 *paged(members if plan.resets else (), partial(repair_calls.resync, k)),
+                *erasure.restore_count(k, plan.rows),
             ]
         )
         # All of them: a group that is new in Redis, or that somebody has died over, may know none.

@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from imcore.model.rows import BookmarkRow, MessageRow, SpanRow
-from imcore.repair import locks
+from imcore.repair import erasure, locks
 from imcore.repair.apply import lower, shadow_of
 from imcore.repair.bookmarks import Bookmarks
 from imcore.repair.desired import PAGE, client_msgids, paged, trimmed_own
@@ -141,7 +141,8 @@ class BulkApply:
         self._flush()
 
     def _add_rest(self, gids: Sequence[str]) -> None:
-        """Restore client_msgids, recalls, and own messages past the offset."""
+        """Restore client_msgids, recalls, own messages past the offset, and the numbers of erased users."""
+        self._later(*(call for gid in gids for call in erasure.restore_count(self._space.group(gid), self._spans[gid])))
         for call in client_msgids(self._system, gids, after=self._known_after):
             self._later(call)
         if self._trim.msgid:  # a shadow notes the recalls of its messages

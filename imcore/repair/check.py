@@ -15,7 +15,7 @@ from imcore.repair.apply import mend
 from imcore.repair.compare import HAND_WRITTEN, differences, oldest_of
 from imcore.repair.diff import MISSING, NOTHING, THERE, Difference
 from imcore.repair.watermarks import end_rebuild, reconcile
-from imcore.repair.window import KIND, gids_of, lost_watermarks, rebuild_token, undone
+from imcore.repair.window import KIND, concerned_by_erasures, gids_of, lost_watermarks, rebuild_token, undone
 from imcore.sql import corrections, queries
 from imcore.streams import keys, wire
 from imcore.streams.calls import group_calls, repair_calls
@@ -57,6 +57,7 @@ def check(system: System, *, repair: bool = False, on_progress: Progress | None 
     yield from _older(system, repair)
     yield from _backlog(system)
     yield from _silent(system)
+    yield from _erasures(system)
     yield from _groups(system, repair, on_progress or (lambda *_: None))
     yield from policies.differences(system, range(system.client.space.partitions), repair=repair)
     yield from _strange_listings(system, repair)
@@ -68,10 +69,20 @@ def _groups(system: System, repair: bool, on_progress: Progress) -> Iterator[Dif
     done = 0
     on_progress(0, len(gids))
     for batch in batches(gids, AT_ONCE):
-        for gid, of_group in differences(system, batch).items():
+        for gid, of_group in _settled(system, batch).items():
             yield from _of_group(system, gid, of_group, repair)
         done += len(batch)
         on_progress(done, len(gids))
+
+
+def _settled(system: System, gids: Sequence[str]) -> dict[str, list[Difference]]:
+    """Compare groups, without those from which a user is being erased."""
+    while True:
+        begun = system.database.erasures().count
+        left_out = concerned_by_erasures(system, gids)
+        found = differences(system, [gid for gid in gids if gid not in left_out])
+        if system.database.erasures().count == begun:
+            return found
 
 
 def _of_group(system: System, gid: str, before: list[Difference], repair: bool) -> Iterator[Difference]:
@@ -170,6 +181,15 @@ def _backlog(system: System) -> Iterator[Difference]:
     waiting = sum(1 for partition in range(system.client.space.partitions) for _ in undone(system.client, partition))
     if waiting:
         yield Difference(f"journal: no worker {KIND} runs", _entries(waiting), "not stored")
+
+
+def _erasures(system: System) -> Iterator[Difference]:
+    """Yield the users who are being erased: their groups are not compared before the end."""
+    space = system.client.space
+    in_redis = system.client.query_many([("HKEYS", space.erasing(partition)) for partition in range(space.partitions)])
+    known = {wire.text(uid) for uids in in_redis for uid in uids}
+    for uid in sorted(known | system.database.erasures().uids.keys()):
+        yield Difference(f"erasure of {uid!r}", "under way, or broken off: im user erase ends it", "not compared")
 
 
 def _silent(system: System) -> Iterator[Difference]:

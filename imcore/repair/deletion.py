@@ -32,6 +32,13 @@ def begun(system: System, gids: Sequence[str]) -> set[str]:
     return in_redis | {each.gid for each in deletion.known(system.database, gids).values() if not each.is_done}
 
 
+def unfinished(system: System) -> list[str]:
+    """Return all groups that are being deleted, by a process that lives or not."""
+    marked = system.client.call_many(deletion_calls.being_deleted(system.client.space))
+    in_sql = [each.gid for each in deletion.unfinished(system.database)]
+    return sorted({*in_sql, *(gid for gids in marked for gid in gids)})
+
+
 def begun_since(system: System, gids: Sequence[str], before: Mapping[str, Deletion]) -> set[str]:
     """Return the groups that are being deleted, or were since SQL had these deletions."""
     now = deletion.known(system.database, gids)

@@ -39,6 +39,7 @@ class Planner:
         self._gid = k.gid
         self._partition = system.client.space.partition_of(k.gid)
         self._since = since
+        self._erasures = system.database.erasures()
         self._window = JournalWindow(system, [k.gid])
         self.backlog = self._window.backlogs[k.gid]
 
@@ -153,7 +154,7 @@ class Planner:
                 continue
             if wire.was_caught_up(values):
                 plan.moved_senders.add(row.msgid)
-            yield row
+            yield self._erasures.message(row)
 
 
 def trim_point(system: System, gid: str) -> Trim:

@@ -56,12 +56,13 @@ class PartitionLock:
         return self._system.client.call(call)
 
 
-def take(system: System, gids: Sequence[str]) -> list[GroupLock]:
+def take(system: System, gids: Sequence[str], *, kind: str = "") -> list[GroupLock]:
     """Lock groups; wait while others have them, then raise TryAgain. Creations of these groups are undone.
 
-    Such a group comes back with the members that it had. Its creator begins again, and finds the group.
+    Such a group comes back with the members that it had. Its creator begins again, and finds the group. `kind` begins
+    the token: that of a rewrite says nothing about the state of a group if its process dies.
     """
-    token = uuid.uuid4().hex
+    token = kind + uuid.uuid4().hex
     wanted = [GroupLock(system.client.space.group(gid), token) for gid in gids]
     missing = wanted
     for _ in attempts(PATIENCE_S):

@@ -23,6 +23,7 @@ from imcore.repair import deletion, policies
 from imcore.repair.apply import mend
 from imcore.repair.bulk_apply import BulkApply
 from imcore.repair.desired import oldest_client_msgid, trim_point
+from imcore.repair.erasure import settle_stored
 from imcore.repair.watermarks import end_rebuild, raise_journals
 from imcore.repair.window import now_ms, rebuild_token
 from imcore.sql import corrections, queries
@@ -116,6 +117,7 @@ def rebuild(
     system.client.upgrade()  # can it work at all?
     _begin(system, before)
     with _Lease(system) as lease:
+        settle_stored(system)
         rebuilding = _Rebuild(system, lease)
         for _ in rebuilding.steps():
             if on_progress:

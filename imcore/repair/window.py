@@ -12,7 +12,7 @@ from imcore.model.rows import MessageRow, SpanRow
 from imcore.operations.creation import first_members
 from imcore.operations.performer import stream_from_redis
 from imcore.repair.state import ActualGroup, Changes, GroupMeta, highest_offset
-from imcore.sql import queries
+from imcore.sql import erasures, queries
 from imcore.streams import events, wire
 from imcore.streams.calls import journal_calls, message_calls
 from imcore.streams.calls.call import all_entries
@@ -254,6 +254,21 @@ def packed_score(score: float) -> int:
 def packed(entry_id: str) -> int:
     """Return the id of an entry as a packed one, 0 for START."""
     return 0 if entry_id == START else msgids.pack_id(entry_id.encode())
+
+
+def concerned_by_erasures(system: System, gids: Sequence[str]) -> set[str]:
+    """Return the groups among these from which a user is being erased."""
+    client, under_way = system.client, system.database.erasures()
+    if not under_way.uids:
+        return set()
+    metas = [("HGET", client.space.group(gid).meta, "erased") for gid in gids]
+    found = {gid for gid, hidden in zip(gids, client.query_many(metas), strict=True) if hidden}
+    for uid in under_way.uids:
+        acked = [("ZSCORE", client.space.group(gid).acked, uid) for gid in gids]
+        found |= {gid for gid, offset in zip(gids, client.query_many(acked), strict=True) if offset is not None}
+    names = [*under_way.uids, *under_way.uids.values()]
+    found |= erasures.gids_of(system.database, names)
+    return found.union(under_way.gids, under_way.gids.values()).intersection(gids)
 
 
 # What was lost, and what is not ended.

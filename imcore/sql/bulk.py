@@ -3,13 +3,24 @@
 Every conflict clause keeps a maximum, a minimum or a union, so writes commute and may be repeated.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from imcore import msgid as msgids
 from imcore.errors import GroupDeleted
-from imcore.model.rows import Batch, BookmarkRow, GroupRow, MessageRow, MoveRow, SpanRow, UserRow, WatermarkRow
+from imcore.model.rows import (
+    Batch,
+    BookmarkRow,
+    Erasures,
+    GroupRow,
+    MessageRow,
+    MoveRow,
+    SpanRow,
+    UserRow,
+    WatermarkRow,
+)
+from imcore.sql.cells import text_of
 from imcore.sql.moves import ADD_LINE, line_of
 from imcore.sql.tables import reach
 from imcore.util.batches import batches
@@ -18,6 +29,9 @@ TimeForm = Callable[[int], object]
 """Turns milliseconds since 1970 into the driver's form of a timestamp."""
 
 _Row = TypeVar("_Row", bound=tuple[Any, ...])
+
+ERASURES_QUERY = "SELECT uid, gid, alias FROM erasures"
+"""Each transaction reads these rows first, and stores no name of theirs: see `imcore.sql.erasures`."""
 
 _GIDS_AT_ONCE = 500
 
@@ -90,6 +104,15 @@ UPDATES: tuple[tuple[str, Callable[[Batch], list[tuple[object, ...]]]], ...] = (
     ),
 )
 """Statements for messages that are stored already, each with its values. They run once the rows are in."""
+
+
+def erasures_of(rows: Iterable[Sequence[Any]]) -> Erasures:
+    """Return the erasures that the rows of the table say."""
+    stored = [tuple(map(text_of, row)) for row in rows]
+    count = next((alias for uid, _, alias in stored if not uid), "0")
+    uids = {uid: alias for uid, gid, alias in stored if uid and not gid}
+    gids = {gid: alias for _, gid, alias in stored if gid}
+    return Erasures(int(count) if count.isdigit() else 0, uids, gids)
 
 
 def _message_values(row: MessageRow, time: TimeForm) -> tuple[object, ...]:

@@ -10,11 +10,11 @@ from itertools import product
 from types import NoneType
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, false, literal_column, or_
+from sqlalchemy import ColumnElement, case, exists, false, func, literal_column, null, or_, select
 
 from imcore import msgid as msgids
 from imcore.model.rows import NO_TIME, MessageRow
-from imcore.sql.tables import GROUP_MSGS
+from imcore.sql.tables import ERASURES, GROUP_MSGS
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,18 @@ def is_recalled() -> ColumnElement[bool]:
     return exists().where(tombstone.c.gid == GROUP_MSGS.c.gid, tombstone.c.recalls == GROUP_MSGS.c.msgid)
 
 
+def is_erased() -> ColumnElement[bool]:
+    """Return the condition for messages of users who are being erased."""
+    return GROUP_MSGS.c.sender_uid.in_(select(ERASURES.c.uid))
+
+
+def sender_name() -> ColumnElement[str]:
+    """Return the sender of a message: the alias of a user who is being erased."""
+    c, sender = ERASURES.c, GROUP_MSGS.c.sender_uid
+    alias = select(c.alias).where(c.uid == sender, c.gid == "").scalar_subquery()
+    return func.coalesce(alias, sender).label("sender_uid")
+
+
 def suspect(dialect: str) -> ColumnElement[bool]:
     """Return the condition for rows of group_msgs that `faults` has to examine."""
     return or_(*(literal_column(f"({condition})") for condition in _SUSPECT[dialect]))
@@ -96,11 +108,16 @@ class MessageReader:
         text: Callable[[ColumnElement[Any]], ColumnElement[Any]] = lambda column: column,
         recalled: ColumnElement[bool] | None = None,
     ) -> tuple[ColumnElement[Any], ...]:
-        """Return the columns to select for `rows`. `text` changes content and meta. A `recalled` row has neither."""
-        c = GROUP_MSGS.c
-        content, meta = text(c.content).label("content"), text(c.meta).label("meta")
+        """Return the columns to select for `rows`. `text` changes content and meta. A `recalled` row has neither.
+
+        Nor have messages of users who are being erased, whose names do not leave the database.
+        """
+        c, erased = GROUP_MSGS.c, is_erased()
+        content = case((erased, ""), else_=text(c.content)).label("content")
+        meta = case((erased, null()), else_=text(c.meta)).label("meta")
+        client_msgid = case((erased, null()), else_=c.client_msgid).label("client_msgid")
         recalled = (false() if recalled is None else recalled).label("recalled")
-        before = c.gid, c.msgid, c.seq, c.sender_uid, c.span, content, c.client_msgid
+        before = c.gid, c.msgid, c.seq, sender_name(), c.span, content, client_msgid
         return *before, self._sent_at, c.recalls, recalled, meta
 
     def rows(self, selected: Iterable[Sequence[Any]]) -> Iterator[MessageRow]:

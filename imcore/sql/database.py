@@ -38,9 +38,10 @@ from imcore.errors import (
     DatabaseUnavailable,
     ImError,
 )
-from imcore.model.rows import Batch, MessageRow
+from imcore.model.rows import Batch, Erasures, MessageRow
 from imcore.sql.backend import Backend
 from imcore.sql.backends import backend_of
+from imcore.sql.bulk import ERASURES_QUERY, erasures_of
 from imcore.sql.cells import MessageReader, is_recalled, text_of
 from imcore.sql.history import HistoryQueries
 from imcore.sql.migrations import HEAD, VERSION_TABLE
@@ -52,6 +53,8 @@ log = logging.getLogger(__name__)
 
 PAGE = 1000
 """The rows of a stream that are in memory, and the ids that one statement names."""
+
+_ERASURES = text(ERASURES_QUERY)
 
 PUT_META = text(
     "INSERT INTO imcore_meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = :value"
@@ -264,6 +267,10 @@ class Database:
         """Store the identity of the data that this database holds, and its number of partitions."""
         self.set_meta("partitions", str(partitions))
         self.set_meta("dataset", dataset)
+
+    def erasures(self) -> Erasures:
+        """Return the erasures of users that are under way."""
+        return erasures_of(self.fetch(_ERASURES))
 
     def _know(self, *, writes: bool = False) -> None:
         if self._is_writable or (self._is_known and not writes):

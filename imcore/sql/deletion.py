@@ -13,7 +13,7 @@ from typing import NamedTuple
 from sqlalchemy import Table, delete, select, text, tuple_, update
 
 from imcore.sql.database import PAGE, Database
-from imcore.sql.tables import CHAT_GROUPS, DELETED_GROUPS, Stored
+from imcore.sql.tables import CHAT_GROUPS, DELETED_GROUPS, ERASURES, Stored
 from imcore.util.batches import batches
 
 _BEGIN = text(
@@ -27,7 +27,7 @@ _WAIT_FOR_WRITERS = (text("SET LOCAL lock_timeout = 2000"), text("LOCK TABLE del
 _TABLES: list[Table] = [
     table
     for table in Stored.metadata.sorted_tables
-    if "gid" in table.c and table.name not in {CHAT_GROUPS.name, DELETED_GROUPS.name}
+    if "gid" in table.c and table.name not in {CHAT_GROUPS.name, DELETED_GROUPS.name, ERASURES.name}
 ]
 """The tables with rows of groups. The list of groups comes last: what is not listed belongs to no group."""
 

@@ -48,6 +48,28 @@ def movers_of(cell: object) -> Iterator[tuple[str, int]]:
                 yield prefix + uid, delay
 
 
+def names(cell: object, uid: str) -> bool:
+    """Return whether a cell names a user."""
+    return any(mover == uid for mover, _ in movers_of(cell))
+
+
+def renamed(cell: object, uid: str, alias: str) -> str:
+    """Return a cell with another name for a user. Lines that do not name them stay as they are."""
+    return "\n".join(
+        _renamed_line(line, uid, alias) if names(line, uid) else line for line in text_of(cell).split("\n")
+    )
+
+
+def _renamed_line(line: str, uid: str, alias: str) -> str:
+    value = _parsed(line)
+    movers: list[str | int] = []
+    for prefix, some in value.items() if isinstance(value, dict) else [("", value)]:
+        for mover in some if isinstance(some, list) else ():
+            name = prefix + mover if isinstance(mover, str) else mover
+            movers.append(alias if name == uid else name)
+    return line_of(tuple(movers))
+
+
 def _parsed(line: str) -> object:
     try:
         return json.loads(line)

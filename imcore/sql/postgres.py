@@ -22,7 +22,7 @@ from imcore.errors import ImError
 from imcore.model.rows import Batch
 from imcore.sql import postgres_checks, postgres_url
 from imcore.sql.backend import Backend
-from imcore.sql.bulk import UPDATES, BulkTable, by_table, check_deletions
+from imcore.sql.bulk import ERASURES_QUERY, UPDATES, BulkTable, by_table, check_deletions, erasures_of
 from imcore.util.backoff import ThrottledLog
 from imcore.util.batches import batches
 
@@ -115,6 +115,10 @@ class PostgresBackend(Backend):
     def _write_once(self, batch: Batch, *, may_copy: bool) -> None:
         with self._transaction() as driver, driver.cursor() as cursor:
             check_deletions(batch, lambda statement, values: cursor.execute(_with_parameters(statement), values))
+            # The lock lasts until the commit: the beginning and the end of an erasure wait for it.
+            cursor.execute(f"LOCK TABLE erasures IN ROW SHARE MODE; {ERASURES_QUERY}".encode())
+            cursor.nextset()
+            batch = erasures_of(cursor).applied(batch)
             for table, rows in by_table(batch):
                 write = _copy if may_copy and table.appends else _insert
                 write(cursor, table, [table.values(row, msgids.from_ms) for row in rows])

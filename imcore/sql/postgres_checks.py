@@ -13,7 +13,16 @@ OLDEST = 110_000
 """PostgreSQL 11: an index needs its hashtextextended."""
 
 _TABLES = (
-    *("bookmarks", "chat_groups", "deleted_groups", "group_msgs", "group_spans", "offset_moves", "user_settings"),
+    *(
+        "bookmarks",
+        "chat_groups",
+        "deleted_groups",
+        "erasures",
+        "group_msgs",
+        "group_spans",
+        "offset_moves",
+        "user_settings",
+    ),
     "imcore_meta",
 )
 _NEEDED = {"SELECT": (*_TABLES, VERSION_TABLE), "INSERT": _TABLES, "UPDATE": _TABLES, "DELETE": _TABLES}

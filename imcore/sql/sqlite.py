@@ -27,7 +27,7 @@ from imcore.files.folders import make_private
 from imcore.model.rows import Batch
 from imcore.sql import cells, sqlite_file
 from imcore.sql.backend import Backend
-from imcore.sql.bulk import UPDATES, BulkTable, by_table, check_deletions
+from imcore.sql.bulk import ERASURES_QUERY, UPDATES, BulkTable, by_table, check_deletions, erasures_of
 from imcore.sql.sqlite_file import FileConnection, error_code
 from imcore.sql.tables import to_iso
 
@@ -102,10 +102,11 @@ class SqliteBackend(Backend):
             with driver:
                 sqlite_file.begin_writing(driver, BUSY_TIMEOUT_MS / 1000)
                 check_deletions(batch, driver.execute)
-                for table, rows in by_table(batch):
+                stored = erasures_of(driver.execute(ERASURES_QUERY)).applied(batch)
+                for table, rows in by_table(stored):
                     driver.executemany(_insert(table), (table.values(row, to_iso) for row in rows))
                 for statement, values_of in UPDATES:
-                    driver.executemany(statement, values_of(batch))
+                    driver.executemany(statement, values_of(stored))
             _refuse_lost(driver)
         if any(row.recalls is not None for row in batch.messages):
             self._recalled_texts.note()

@@ -206,6 +206,21 @@ class GroupDeletion(Stored, table=True):
     is_done: bool
 
 
+class UserErasure(Stored, table=True):
+    """A user who is being erased, until that has ended: their name, and the alias that takes its place everywhere.
+
+    A row with a gid gives a one-to-one chat, whose gid says the names, another gid. The row without a uid counts how
+    often an erasure has begun or ended. See `imcore.sql.erasures`.
+    """
+
+    __tablename__ = "erasures"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    uid: str = Field(sa_type=NAME, primary_key=True)
+    gid: str = Field(sa_type=NAME, primary_key=True)
+    alias: str = Field(sa_type=NAME)
+
+
 class SystemMeta(Stored, table=True):
     """Facts about the data as a whole, like the number of partitions."""
 
@@ -251,4 +266,5 @@ OFFSET_MOVES: Table = Stored.metadata.tables["offset_moves"]
 META: Table = Stored.metadata.tables["imcore_meta"]
 USER_SETTINGS: Table = Stored.metadata.tables["user_settings"]
 CHAT_GROUPS: Table = Stored.metadata.tables["chat_groups"]
+ERASURES: Table = Stored.metadata.tables["erasures"]
 DELETED_GROUPS: Table = Stored.metadata.tables["deleted_groups"]

@@ -50,6 +50,7 @@ class GroupKeys:
         self.creating = f"{tag}creating"
         self.unnotified = f"{tag}unnotified"
         self.rewrites = f"{tag}rewrites"
+        self.erasing = f"{tag}erasing"
         self.deleting = f"{tag}deleting"
         self.version = f"{tag}version"
         self.receipts_off = f"{tag}receipts_off"
@@ -77,7 +78,7 @@ class GroupKeys:
         )
         self.for_tally = (
             *(self.meta, self.stream, self.acked, self.joined, self.left, self.recalled),
-            *(self.ahead, self.ahead_acked),
+            *(self.ahead, self.ahead_acked, self.erasing),
         )
         """The keys of the functions that count readers."""
         self.for_end_of_deletion = (
@@ -111,6 +112,7 @@ class Keyspace:
     groups = _per_partition("groups")
     journal = _per_partition("journal")
     dead_letters = _per_partition("dead")
+    dead_shadow = _per_partition("dead_shadow")
     failures = _per_partition("failures")
     coalescing = _per_partition("coalescing")
     version = _per_partition("version")
@@ -122,6 +124,7 @@ class Keyspace:
     receipts_off = _per_partition("receipts_off")
     last_seen = _per_partition("last_seen")
     rewrites = _per_partition("rewrites")
+    erasing = _per_partition("erasing")
     deleting = _per_partition("deleting")
     online = _per_partition("online")
     online_ms = _per_partition("online_ms")

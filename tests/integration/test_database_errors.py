@@ -98,8 +98,10 @@ class TestUnavailable:
 
         monkeypatch.setattr("imcore.sql.postgres._copy", deadlock)
         monkeypatch.setattr("imcore.sql.postgres._insert", deadlock)
-        with Database.connect(postgres_url) as database, pytest.raises(DatabaseUnavailable, match="deadlock detected"):
-            database.write(Batch(messages=[GOOD]))
+        with Database.connect(postgres_url) as database:
+            database.upgrade()
+            with pytest.raises(DatabaseUnavailable, match="deadlock detected"):
+                database.write(Batch(messages=[GOOD]))
 
 
 class Stop(BaseException):

@@ -26,6 +26,7 @@ NAMES = {
     "confirmed_delivered gid sender_uid client_msgid meta content",
     "group_spans": "gid uid joined_msgid left_msgid changed acked_msgid delivered_msgid",
     "bookmarks": "gid uid joined_msgid private_msgid mark_msgid changed",
+    "erasures": "uid gid alias",
     "offset_moves": "msgid entry start reach gid uids",
     "deleted_groups": "gid entry is_done",
     "chat_groups": "gid created_at receipts asked_by policy_changed",

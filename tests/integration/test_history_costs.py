@@ -74,9 +74,10 @@ def test_each_query_is_a_range_of_the_primary_key(database: Database) -> None:
             plan = [str(row[-1]) for row in connection.exec_driver_sql(explain + statement, parameters)]
         scans = [line for line in plan if "group_msgs" in line]
         assert scans, plan
-        assert not [
-            line for line in plan if "Seq Scan" in line or "SCAN group_msgs" in line or "TEMP B-TREE" in line
-        ], plan
+        costly = ("Seq Scan", "SCAN group_msgs", "TEMP B-TREE")
+        # The table of erasures has a row or two: it is read once for a query, and then looked up in memory.
+        lines = [line for line in plan if "on erasures" not in line]
+        assert not [line for line in lines if any(words in line for words in costly)], plan
         assert not [line for line in plan if "Sort" in line]
 
 

@@ -280,6 +280,18 @@ class Model:
         self.group(gid).current(uid).mark = None
         return self.unread(uid, gid)
 
+    def erase(self, uid: str, alias: str) -> None:
+        """The user leaves all groups, and has another name and no texts; all else stays."""
+        self.receipts_off.discard(uid)
+        for group in self.groups.values():
+            for span in group.spans:
+                if span.uid == uid:
+                    span.left = group.newest if span.left is None else span.left
+                    span.uid, span.private, span.mark = alias, 0, None
+            for message in group.messages:
+                if message.sender_uid == uid:
+                    message.sender_uid, message.content, message.client_msgid, message.meta = alias, "", None, None
+
     def may_ask(self, gid: str, by: str, message: ModelMessage) -> bool:
         """Whether a member may ask about a message. Raise NotMember, NotAllowed."""
         group = self.group(gid)

@@ -41,7 +41,7 @@ def _step(space: Keyspace, gid: str, args: tuple[Value, ...], decode: Callable[[
     k = space.group(gid)
     groups_of = (k.groups_of(str(uid)) for uid in args[3:])
     of_group = k.meta, k.stream, k.acked, k.joined, k.left, k.journal
-    keys = (*of_group, k.groups, k.creating, k.unnotified, k.deleting, *groups_of)
+    keys = (*of_group, k.groups, k.creating, k.unnotified, k.deleting, k.erasing, *groups_of)
     return Call("im_create", keys, (gid, k.inboxes, *args), decode, gid, writes=True)
 
 

@@ -72,7 +72,7 @@ def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
 
 def add_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
     k = space.group(gid)
-    keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, *map(k.groups_of, uids))
+    keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, k.erasing, *map(k.groups_of, uids))
     return Call("im_join", keys, (gid, k.inboxes, *uids), group_of(gid), gid, writes=True)
 
 

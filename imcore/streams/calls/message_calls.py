@@ -178,7 +178,17 @@ def _apart(gid: str, uids: Sequence[str], numbers: list[Any]) -> dict[str, int |
 def recall(space: Keyspace, gid: str, msgid: int, *, by: str, sender_uid: str, admin: bool) -> Call[SendResult | None]:
     """Recall a message of a sender; answers the tombstone, None if it is recalled already."""
     k = space.group(gid)
-    keys = (k.meta, k.stream, k.acked, k.joined, k.recalled, k.journal, k.own_unacked(sender_uid), k.rewrites)
+    keys = (
+        k.meta,
+        k.stream,
+        k.acked,
+        k.joined,
+        k.recalled,
+        k.journal,
+        k.own_unacked(sender_uid),
+        k.rewrites,
+        k.erasing,
+    )
 
     def decode(answer: Any) -> SendResult | None:
         if answer == b"RECALLED":
@@ -193,7 +203,7 @@ def recall(space: Keyspace, gid: str, msgid: int, *, by: str, sender_uid: str, a
 def entries(space: Keyspace, gid: str, first: str, last: str, count: int) -> Call[EntryPage[wire.Entry]]:
     """Ask for a page of the entries of a group's stream from `first` to `last` (XRANGE ids), oldest first."""
     k = space.group(gid)
-    keys = (k.stream, k.recalled)
+    keys = (k.stream, k.recalled, k.meta)
     return Call("im_range", keys, (first, last, count), lambda answer: EntryPage(answer[0], answer[1] == 1), gid)
 
 

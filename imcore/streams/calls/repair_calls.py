@@ -130,7 +130,7 @@ def release(lock: GroupLock, *, done: bool) -> Call[bool]:
 
 def copy(lock: GroupLock, *, last: str, count: int) -> Call[int]:
     """Copy a page of a stream up to an id, without recalled texts, into its shadow; answers how many that has now."""
-    keys = (*lock.keys, lock.k.stream, lock.k.recalled)
+    keys = (*lock.keys, lock.k.stream, lock.k.recalled, lock.k.meta)
     return Call("im_repair_copy", keys, (*lock.args, last, count), int, lock.k.gid, writes=True)
 
 

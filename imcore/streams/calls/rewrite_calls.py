@@ -16,12 +16,16 @@ REWRITE = "rewrite:"
 
 
 class BegunRewrite(NamedTuple):
-    """The state as a rewrite began. `newest` is packed; `lost_entries` are those that the journal had lost."""
+    """The state as a rewrite began. `newest` is packed; `lost_entries` are those that the journal had lost.
+
+    `erased` names the users whose names and texts it removes, too; see `lua/erasure.lua`.
+    """
 
     last_id: str
     newest: int
     journal_end: str
     lost_entries: int
+    erased: bytes
 
 
 def new_lock(k: GroupKeys) -> GroupLock:
@@ -46,8 +50,8 @@ def begin(lock: GroupLock) -> Call[BegunRewrite | None]:
     def decode(answer: Any) -> BegunRewrite | None:
         if isinstance(answer, bytes):
             return None
-        last_id, newest, journal_end, lost_entries = answer
-        return BegunRewrite(last_id.decode(), int(newest), journal_end.decode(), lost_entries)
+        last_id, newest, journal_end, lost_entries, erased = answer
+        return BegunRewrite(last_id.decode(), int(newest), journal_end.decode(), lost_entries, erased)
 
     keys = (*lock.keys, k.meta, k.stream, k.journal, k.rewrites)
     return Call("im_rewrite_begin", keys, lock.args, decode, k.gid, writes=True)
@@ -66,5 +70,5 @@ def swap(lock: GroupLock, begun: BegunRewrite, followed: str) -> Call[str]:
     """
     k = lock.k
     keys = (*lock.keys, k.meta, k.stream, k.acked, k.journal, k.recalled, k.rewrites)
-    args = (*lock.args, begun.newest, begun.lost_entries, followed)
+    args = (*lock.args, begun.newest, begun.lost_entries, followed, begun.erased)
     return Call("im_rewrite_swap", keys, args, bytes.decode, k.gid, writes=True)

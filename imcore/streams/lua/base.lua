@@ -9,6 +9,8 @@
 --   meta    hash    seq (of the newest message), last (its packed msgid), trimmed (packed msgid of the newest trimmed entry);
 --                   receipts (`names`, `counts` or `off`; without: `names`), asked_by (`sender` or `members`; without: `sender`);
 --                   born (packed id of a journal entry: all later ones about this gid are about this group)
+--                   erased: users whose messages in the stream still have names and texts, with what they are called from now on
+--                   (uid SEP alias, RECORD between two); erasures: how many users were erased in the group (see erasure.lua)
 --   stream  stream  one entry per message, one consumer group per current member; its last-delivered-id is the offset
 --   acked   zset    span key -> packed offset
 --   joined  zset    span key -> newest message at the join
@@ -38,16 +40,18 @@
 --   unnotified hash the same for a group that exists, until all its members are notified
 --   deleting hash   gid -> "messages entry" of a group that is being deleted (see deletion.lua)
 --   rewrites zset   gid -> time (ms) since when a recalled text of the group waits to leave its stream (see rewrite.lua)
+--   erasing  hash   uid -> alias of users who are being erased: nobody of that uid may join; every partition has all of them
+--   dead     stream dead letters; dead_shadow: the same while an erasure makes it anew (within one step)
 -- A span key is the uid while the span is open, and uid SEP joined once it is closed.
 --
 -- Ends. A lease, a lock, a session and a creation end at a time of the server's clock (ms), which is stored with the length.
 -- An end that is further ahead than its length was set before the clock was put back. Every reader then cuts it to that length
 -- from now. So nothing ends early, and nothing outlives its length because the clock was wrong.
 --
--- Errors begin with a code: NOGROUP, CREATING, ABANDONED, DELETING, CLOCK, LOST. In a call for many items, an item that fails
+-- Errors begin with a code: NOGROUP, CREATING, ABANDONED, DELETING, CLOCK, LOST, ERASING. In a call for many items, an item that fails
 -- is answered with a code (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others are carried out.
 
-local VERSION = 12
+local VERSION = 13
 local EPOCH_MS = 1577836800000
 local PER_MS = 8192
 local HIGHEST = 9007199254740991  -- of all packed msgids
@@ -167,15 +171,15 @@ local function head_of(meta)
   return tonumber(head[1]), tonumber(head[2])
 end
 
--- Define a function about a group, whose first key is meta; the callback gets seq, last and the trim point, too. Without a group:
--- NOGROUP. im_send reads meta itself, since it needs less of it and runs most often.
+-- Define a function about a group, whose first key is meta; the callback gets seq, last, the trim point and the field `erased`, too.
+-- Without a group: NOGROUP. im_send reads meta itself, since it needs less of it and runs most often.
 local function define_for_group(name, flags, callback)
   define(name, flags, function(keys, args)
-    local meta = redis.call('HMGET', keys[1], 'seq', 'last', 'trimmed')
+    local meta = redis.call('HMGET', keys[1], 'seq', 'last', 'trimmed', 'erased')
     if not meta[1] then
       return no_group()
     end
-    return callback(keys, args, tonumber(meta[1]), tonumber(meta[2]), meta[3] or '0')
+    return callback(keys, args, tonumber(meta[1]), tonumber(meta[2]), meta[3] or '0', meta[4])
   end)
 end
 
@@ -255,6 +259,42 @@ local function find_message(stream, packed, last, trimmed)
     return nil, 'FUTURE'
   end
   return nil, packed <= tonumber(trimmed) and 'TRIMMED' or 'NOMSG'
+end
+
+-- The aliases in a field `erased`, by uid.
+local function aliases_of(erased)
+  local aliases = {}
+  for uid, alias in string.gmatch(erased or '', '([^' .. SEP .. RECORD .. ']+)' .. SEP .. '([^' .. RECORD .. ']+)') do
+    aliases[uid] = alias
+  end
+  return aliases
+end
+
+-- Remove what erased users have written from entries: text, meta and client_msgid. They are called by their aliases.
+local function hide_erased(entries, erased)
+  local aliases = erased and aliases_of(erased) or {}
+  for _, entry in ipairs(next(aliases) and entries or {}) do
+    local values = entry[2]
+    local alias = is_message(entry) and aliases[values[4]]
+    if alias then
+      values[4], values[8], values[14] = alias, '', ''
+      if values[15] == 'meta' then
+        values[15], values[16] = nil, nil
+      end
+    end
+  end
+  return entries
+end
+
+-- The error if one of some uids (arguments from `first` on) is being erased.
+local function erasing_error(erasing, args, first)
+  if redis.call('EXISTS', erasing) == 1 then
+    for _, alias in ipairs(call_for_all('HMGET', erasing, args, first)) do
+      if alias then
+        return redis.error_reply('ERASING a user of that name is being erased')
+      end
+    end
+  end
 end
 
 -- Publish to a user's live sessions: they are subscribed to the inbox of every partition.

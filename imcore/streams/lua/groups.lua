@@ -59,13 +59,13 @@ end
 -- im_create: create a group with its first members: nobody sees it before the last step of its creation. A group with more members
 -- than one call can add needs several steps. Each renews the creation, whose token says which members it is to have: so the same
 -- creation can be resumed, and another one must wait until the first has ended and is undone.
--- Keys: meta, stream, acked, joined, left, journal, groups, creating, unnotified, deleting, then groups_of of each member.
+-- Keys: meta, stream, acked, joined, left, journal, groups, creating, unnotified, deleting, erasing, then groups_of of each member.
 -- Arguments: gid, prefix of the inbox channels, token, 1 if this is the first step, how many members the group is to have ('' if
 -- another step follows), then the uid of each new member.
 -- Answer: {}; in the first step {members, seq, last, 1 if they may not have been notified, 1 if all new members are members} if
 -- the group exists; in a later one
 -- LOST if the creation is not the caller's any more, or the group exists or has other members.
--- Errors: CREATING, ABANDONED, DELETING, CLOCK.
+-- Errors: CREATING, ABANDONED, DELETING, CLOCK, ERASING.
 define('im_create', DENY_OOM, function(keys, args)
   local gid, token, is_first, total = args[1], args[3], args[4] == '1', tonumber(args[5])
   if group_exists(keys[1], keys[8], gid) then
@@ -81,13 +81,13 @@ define('im_create', DENY_OOM, function(keys, args)
   if is_being_deleted(keys[10], gid) then
     return redis.error_reply('DELETING the group of that gid is being deleted')
   end
-  local problem = is_first and creation_conflict(keys[8], gid, token)
+  local problem = is_first and creation_conflict(keys[8], gid, token) or erasing_error(keys[11], args, 6)
   if problem then
     return problem
   end
   local group = {gid = gid, stream = keys[2], acked = keys[3], joined = keys[4], seq = 0, last = 0}
   for i = 6, #args do
-    begin_span(group, args[i], keys[5 + i])
+    begin_span(group, args[i], keys[6 + i])
   end
   if not total then
     set_holder(keys[8], gid, token, CREATION_MS)
@@ -182,12 +182,16 @@ define('im_abandoned', ALLOW_OOM, function(keys)
 end)
 
 -- im_join: add members; a member stays as they are.
--- Keys: meta, stream, acked, joined, left, journal, then groups_of of each.
--- Arguments: gid, prefix of the inbox channels, then each uid. Answer: {members, seq, last}. Errors: NOGROUP.
+-- Keys: meta, stream, acked, joined, left, journal, erasing, then groups_of of each.
+-- Arguments: gid, prefix of the inbox channels, then each uid. Answer: {members, seq, last}. Errors: NOGROUP, ERASING.
 define_for_group('im_join', DENY_OOM, function(keys, args, seq, last)
+  local problem = erasing_error(keys[7], args, 3)
+  if problem then
+    return problem
+  end
   local group = {gid = args[1], stream = keys[2], acked = keys[3], joined = keys[4], seq = seq, last = last}
   for i = 3, #args do
-    if begin_span(group, args[i], keys[4 + i]) then
+    if begin_span(group, args[i], keys[5 + i]) then
       append_entry(keys[6], 'kind', 'join', 'gid', args[1], 'uid', args[i], 'joined', decimal(last))
       notify(args[2], args[i], {'j', args[1]})
     end

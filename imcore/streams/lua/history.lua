@@ -55,7 +55,7 @@ end)
 -- Answer: {packed msgid after which the member joined, trimmed, packed msgid of the newest, older entries, 1 if the limit of bytes
 -- has kept some back else 0, newer entries, 1 if the member may see an entry in Redis before all these else 0}; entries are oldest
 -- first, and messages up to `trimmed` are in SQL only. Or NOTMEMBER. Errors: NOGROUP.
-define_for_group('im_history', READ_ONLY, function(keys, args, _, last, trimmed)
+define_for_group('im_history', READ_ONLY, function(keys, args, _, last, trimmed, erased)
   local joined = redis.call('ZSCORE', keys[3], args[1])
   if not joined then
     return 'NOTMEMBER'
@@ -79,6 +79,6 @@ define_for_group('im_history', READ_ONLY, function(keys, args, _, last, trimmed)
   end
   local before = '(' .. (older[1] and older[1][1] or unpack_id(tonumber(start)))
   local more = kept_back or first_message('XREVRANGE', stream, before, after_floor)
-  return {joined, trimmed, decimal(last), hide_recalled(older, keys[4]), kept_back and 1 or 0, hide_recalled(newer, keys[4]),
-    more and 1 or 0}
+  return {joined, trimmed, decimal(last), hide_recalled(older, keys[4], erased), kept_back and 1 or 0,
+    hide_recalled(newer, keys[4], erased), more and 1 or 0}
 end)

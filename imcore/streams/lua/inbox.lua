@@ -73,7 +73,7 @@ end)
 
 -- What im_inbox answers about one group, and how many bytes of text and meta that has.
 local function details_of(keys, uid)
-  local meta = redis.call('HMGET', keys[1], 'seq', 'last', 'trimmed')
+  local meta = redis.call('HMGET', keys[1], 'seq', 'last', 'trimmed', 'erased')
   local offset = redis.call('ZSCORE', keys[3], uid)
   if not meta[1] or not offset then
     return meta[1] and 'NOTMEMBER' or 'NOGROUP', 0
@@ -82,7 +82,7 @@ local function details_of(keys, uid)
   local position = position_of(keys, uid, offset, bookmark, head, last, trimmed)
   local newest = newest_shown(keys[2], keys[5], tonumber(position[6]), head, last, trimmed)
   local id = newest and newest > 0 and unpack_id(newest)
-  local entry = id and redis.call('XRANGE', keys[2], id, id)[1]
+  local entry = id and hide_erased(redis.call('XRANGE', keys[2], id, id), meta[4])[1]
   local after = unread_position(tonumber(offset), parse_bookmark(bookmark))
   local first = after < last and first_unread_after(keys[2], keys[5], keys[4], math.max(after, trimmed), head, last)
   local answer = {position, decimal(trimmed), newest and decimal(newest) or '', entry or '', first and decimal(first) or ''}

@@ -131,11 +131,15 @@ end)
 
 -- im_recall: recall a message. A tombstone goes through the stream to every member. The message keeps its seq and its
 -- receipts, and neither message nor tombstone is unread for anyone.
--- Keys: meta, stream, acked, joined, recalled, journal, own_unacked of the message's sender, rewrites. Arguments: gid, push channel,
--- uid that recalls, packed msgid, the message's sender, 1 if the uid may recall messages of others.
--- Answer: {msgid of the tombstone, its seq}, or NOMSG, FUTURE, TRIMMED, NOTSENDER, RECALLED, TOMBSTONE. Errors: NOGROUP.
+-- Keys: meta, stream, acked, joined, recalled, journal, own_unacked of the message's sender, rewrites, erasing. Arguments: gid, push
+-- channel, uid that recalls, packed msgid, the message's sender, 1 if the uid may recall messages of others.
+-- Answer: {msgid of the tombstone, its seq}, or NOMSG, FUTURE, TRIMMED, NOTSENDER, RECALLED, TOMBSTONE. Errors: NOGROUP, ERASING.
 define_for_group('im_recall', ALLOW_OOM, function(keys, args, seq, last, trimmed)
   local gid, uid, target, sender = args[1], args[3], args[4], args[5]
+  local is_erasing = erasing_error(keys[9], {uid}, 1)
+  if is_erasing then
+    return is_erasing
+  end
   local entry, problem = find_message(keys[2], tonumber(target), last, trimmed)
   if entry then
     sender = entry[2][4]
@@ -170,8 +174,12 @@ define_for_group('im_recall', ALLOW_OOM, function(keys, args, seq, last, trimmed
   return {id, seq + 1}
 end)
 
--- Entries as members may see them: a recalled message has an empty text and, instead of its meta, the field `recalled`.
-local function hide_recalled(entries, recalled)
+-- Entries as members may see them: a recalled message has an empty text and, instead of its meta, the field `recalled`. `erased` is
+-- the group's field of that name.
+local function hide_recalled(entries, recalled, erased)
+  if erased then
+    hide_erased(entries, erased)
+  end
   if #entries == 0 or redis.call('EXISTS', recalled) == 0 then
     return entries
   end
@@ -185,11 +193,14 @@ local function hide_recalled(entries, recalled)
 end
 
 -- im_range: a page of a group's stream, a journal or the dead letters, oldest first, with all kinds of entries.
--- Keys: that, and recalled for a group's stream. Arguments: first id, last id (XRANGE forms), limit.
+-- Keys: that, and recalled and meta for a group's stream. Arguments: first id, last id (XRANGE forms), limit.
 -- Answer: {entries, 1 if more may follow else 0}.
 define('im_range', READ_ONLY, function(keys, args)
   local entries, more = read_page('XRANGE', keys[1], args[1], args[2], tonumber(args[3]), PAGE_BYTES, true)
-  return {keys[2] and hide_recalled(entries, keys[2]) or entries, more and 1 or 0}
+  if keys[2] then
+    hide_recalled(entries, keys[2], redis.call('HGET', keys[3], 'erased'))
+  end
+  return {entries, more and 1 or 0}
 end)
 
 -- The members who may not get all messages after a position: for each their number, then NOTMEMBER or the later position
@@ -244,7 +255,7 @@ end
 -- messages up to `trimmed` are in SQL only. For a single uid that is no member: NOTMEMBER. Errors: NOGROUP.
 -- What is left out: nothing, or the start before, and the first message left out that Redis has; the new start is the last one.
 -- If only SQL knows that, the start stays, and the answer has '' and how many of SQL's newest messages are not left out.
-define_for_group('im_pull', READ_ONLY, function(keys, args, seq, last, trimmed)
+define_for_group('im_pull', READ_ONLY, function(keys, args, seq, last, trimmed, erased)
   local start, apart, left_out = args[1], {}, nil
   if #args == 5 then
     local joined = redis.call('ZSCORE', keys[4], args[5])
@@ -271,7 +282,7 @@ define_for_group('im_pull', READ_ONLY, function(keys, args, seq, last, trimmed)
     entries = read_page('XRANGE', keys[2], after, '+', count, tonumber(args[3]))
   end
   local more = entries[1] and pack(entries[#entries][1]) < last and 1 or 0
-  return {start, trimmed, seq, more, hide_recalled(entries, keys[5]), apart, left_out or {}}
+  return {start, trimmed, seq, more, hide_recalled(entries, keys[5], erased), apart, left_out or {}}
 end)
 
 -- im_trim: drop the entries of a stream up to a message, which is remembered as the trim point.

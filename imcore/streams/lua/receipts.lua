@@ -32,8 +32,8 @@ local function counts_of(positions, messages)
 end
 
 -- The counts that the tallies of messages (packed, as decimals; at least one) are computed from. If no span begins or ends
--- between them, these two counts are the same for all. `ahead` and `ahead_acked` are keys.
-local function tally_context(keys, messages, ahead, ahead_acked)
+-- between them, these two counts are the same for all. `ahead`, `ahead_acked` and `erasing` (perhaps nil) are keys.
+local function tally_context(keys, messages, ahead, ahead_acked, erasing)
   for i = 2, #messages do
     if is_before(messages[i], messages[i - 1]) then
       table.sort(messages, is_before)
@@ -41,7 +41,8 @@ local function tally_context(keys, messages, ahead, ahead_acked)
     end
   end
   local lowest, highest = messages[1], messages[#messages]
-  local context = {joined = keys[4], left = keys[5], acked = keys[3], spans = redis.call('ZCARD', keys[4]), senders = {}}
+  local context = {joined = keys[4], left = keys[5], acked = keys[3], spans = redis.call('ZCARD', keys[4]), senders = {},
+    erasing = erasing}
   local before = redis.call('ZCOUNT', keys[4], '-inf', '(' .. lowest)
   local ended = redis.call('ZCOUNT', keys[5], '-inf', '(' .. lowest)
   if lowest == highest or before == redis.call('ZCOUNT', keys[4], '-inf', '(' .. highest)
@@ -55,16 +56,37 @@ local function tally_context(keys, messages, ahead, ahead_acked)
   return context
 end
 
+-- The key of the span that a sender sent in, and its offset; nil without one.
+local function span_of_sender(context, sender, span)
+  local key = redis.call('ZSCORE', context.joined, sender) == span and sender or sender .. SEP .. span
+  local offset = redis.call('ZSCORE', context.acked, key)
+  return offset and key, offset
+end
+
+-- The other name of a user who is being erased: of a uid the alias, of an alias the uid. SQL may know another name than Redis.
+local function other_name(erasing, name)
+  local uids = erasing and redis.call('HKEYS', erasing) or {}
+  for i, alias in ipairs(call_for_all('HMGET', erasing, uids, 1)) do
+    if name == uids[i] or name == alias then
+      return name == alias and uids[i] or alias
+    end
+  end
+end
+
 -- The offset of a sender within the span they sent in, and how far messages have arrived in it; -1 without one.
 local function positions_in_span(context, sender, span)
-  local key = sender .. SEP .. span
-  local positions = context.senders[key]
+  local id = sender .. SEP .. span
+  local positions = context.senders[id]
   if not positions then
-    local is_open = redis.call('ZSCORE', context.joined, sender) == span
-    local offset = tonumber(redis.call('ZSCORE', context.acked, is_open and sender or key) or '-1')
-    local ahead = context.ahead and redis.call('ZSCORE', context.ahead, is_open and sender or key)
+    local key, offset = span_of_sender(context, sender, span)
+    local other = not key and other_name(context.erasing, sender)
+    if other then
+      key, offset = span_of_sender(context, other, span)
+    end
+    local ahead = key and context.ahead and redis.call('ZSCORE', context.ahead, key)
+    offset = tonumber(offset or '-1')
     positions = {offset, ahead and tonumber(ahead) or offset}
-    context.senders[key] = positions
+    context.senders[id] = positions
   end
   return positions[1], positions[2]
 end
@@ -94,15 +116,15 @@ local function tally(context, message, sender, span)
 end
 
 -- im_tally: read, unread and delivered of messages.
--- Keys: meta, stream, acked, joined, left, recalled, ahead, ahead_acked. Arguments: for each message its packed msgid, sender and the sender's span; the last
--- two are '' to be looked up.
+-- Keys: meta, stream, acked, joined, left, recalled, ahead, ahead_acked, erasing. Arguments: for each message its packed msgid, sender
+-- and the sender's span; the last two are '' to be looked up.
 -- Answer: for each {read, unread, delivered}, or NOMSG, FUTURE, TRIMMED. Errors: NOGROUP.
 define_for_group('im_tally', READ_ONLY, function(keys, args, _, last, trimmed)
   local answers, messages = {}, {}
   for i = 1, #args, 3 do
     messages[#messages + 1] = args[i]
   end
-  local context = args[1] and tally_context(keys, messages, keys[7], keys[8])
+  local context = args[1] and tally_context(keys, messages, keys[7], keys[8], keys[9])
   for i = 1, #args, 3 do
     local message, sender, span, problem = args[i], args[i + 1], args[i + 2], nil
     if sender == '' then
@@ -122,18 +144,18 @@ define_for_group('im_tally', READ_ONLY, function(keys, args, _, last, trimmed)
 end)
 
 -- im_status: the newest messages in Redis with their tallies, newest first.
--- Keys: meta, stream, acked, joined, left, recalled, ahead, ahead_acked. Arguments: id to start before (XREVRANGE form, '+' for the
+-- Keys: meta, stream, acked, joined, left, recalled, ahead, ahead_acked, erasing. Arguments: id to start before (XREVRANGE form, '+' for the
 -- newest); limit; limit of bytes of text, exceeded by the first message only.
 -- Answer: {trimmed, {entry, read, unread, delivered} for each, 1 if Redis has more before these else 0}. Errors: NOGROUP.
-define_for_group('im_status', READ_ONLY, function(keys, args, _, _, trimmed)
+define_for_group('im_status', READ_ONLY, function(keys, args, _, _, trimmed, erased)
   local answers = {}
   local entries, more = read_page('XREVRANGE', keys[2], args[1], '-', tonumber(args[2]), tonumber(args[3]))
-  if #hide_recalled(entries, keys[6]) > 0 then
+  if #hide_recalled(entries, keys[6], erased) > 0 then
     local messages = {}
     for i, entry in ipairs(entries) do
       messages[#entries + 1 - i] = decimal(pack(entry[1]))
     end
-    local context = tally_context(keys, messages, keys[7], keys[8])
+    local context = tally_context(keys, messages, keys[7], keys[8], keys[9])
     for i, entry in ipairs(entries) do
       answers[i] = {entry, tally(context, messages[#entries + 1 - i], entry[2][4], entry[2][6])}
     end
@@ -160,11 +182,11 @@ end
 
 -- im_readers: a page of the spans behind a tally, from which the caller takes the names. After the last of several pages come the
 -- spans that ended since the first one: their keys have changed.
--- Keys: meta, stream, acked, joined, left, recalled, ahead, ahead_acked. Arguments: packed msgid, cursor ('0' at first),
+-- Keys: meta, stream, acked, joined, left, recalled, ahead, ahead_acked, erasing. Arguments: packed msgid, cursor ('0' at first),
 -- approximate count, packed msgid of the group's newest message as the first page was answered ('' at first).
 -- Answer: {entry or '' if trimmed, cursor of the next page or '0', spans that have read it, spans that have not, those of the latter
 -- where it has arrived, packed msgid of that newest message}, or NOMSG, FUTURE. Errors: NOGROUP.
-define_for_group('im_readers', READ_ONLY, function(keys, args, _, last, trimmed)
+define_for_group('im_readers', READ_ONLY, function(keys, args, _, last, trimmed, erased)
   local message, count, newest = tonumber(args[1]), tonumber(args[3]), args[4]
   local entry, problem = find_message(keys[2], message, last, trimmed)
   if not entry and problem ~= 'TRIMMED' then
@@ -190,25 +212,33 @@ define_for_group('im_readers', READ_ONLY, function(keys, args, _, last, trimmed)
     cursor = page[1] == '0' and newest ~= '' and 'ended:0' or page[1]
   end
   split_spans(keys, message, spans, read, unread, arrived)
-  local text = entry and hide_recalled({entry}, keys[6])[1] or ''
+  local text = entry and hide_recalled({entry}, keys[6], erased)[1] or ''
   return {text, cursor, read, unread, arrived, newest ~= '' and newest or decimal(last)}
 end)
 
--- im_changes: a page of the messages whose tallies were changed by moves of offsets, limited by count and by PAGE_BYTES.
+-- Whether a message is of a user who was erased, whose alias gets no receipts.
+local function is_of_erased(values)
+  return values[14] == '' and #values[4] == 23 and string.find(values[4], '^erased%-%x+$')
+end
+
+-- im_changes: a page of the messages whose tallies were changed by moves of offsets, limited by count and by PAGE_BYTES. Those of
+-- erased users are left out.
 -- Keys: meta, stream. Arguments: count, then segments: packed msgid it begins after, packed msgid it ends with, and the uid if
 -- a single member has moved over it (which does not change their own messages), else ''.
 -- Answer: {trimmed, {sender, packed msgid, the sender's span} for each message, where the next call begins after or ''}.
 -- Messages up to `trimmed` are in SQL only. Errors: NOGROUP.
-define_for_group('im_changes', READ_ONLY, function(keys, args, _, _, trimmed)
+define_for_group('im_changes', READ_ONLY, function(keys, args, _, _, trimmed, erased)
   local room, bytes, answers, next_after = tonumber(args[1]), PAGE_BYTES, {}, ''
   for i = 2, #args, 3 do
     local first, final = '(' .. unpack_id(tonumber(args[i])), unpack_id(tonumber(args[i + 1]))
     local entries, more = read_page('XRANGE', keys[2], first, final, room, bytes)
     for _, entry in ipairs(entries) do
       bytes = bytes - bytes_of_text(entry[2])
+    end
+    for _, entry in ipairs(hide_erased(entries, erased)) do
       local sender = entry[2][4]
       next_after = decimal(pack(entry[1]))
-      if sender ~= args[i + 2] and entry[2][15] ~= 'recalls' then
+      if sender ~= args[i + 2] and entry[2][15] ~= 'recalls' and not is_of_erased(entry[2]) then
         answers[#answers + 1] = {sender, next_after, entry[2][6]}
       end
     end
@@ -222,7 +252,8 @@ end)
 
 -- im_publish_receipts: mark messages as changed for their sender, and publish one digest to the sender's live sessions. Its
 -- tallies are counted in the same step, so a higher version never has an older tally, whichever process publishes.
--- Each message gets a version of its own; the digest names the lowest. Where receipts are off, nothing is marked or published.
+-- Each message gets a version of its own; the digest names the lowest. Where receipts are off, nothing is marked or published; nor
+-- for a sender who was erased since the caller looked: there is no span of that name any more.
 -- Keys: meta, version, acked, joined, left, dirty, ahead, ahead_acked. Arguments: inbox channel, gid, sender, then for each message,
 -- in order, its packed msgid and the sender's span. Answer: how many connections got the digest. Errors: NOGROUP.
 define('im_publish_receipts', ALLOW_OOM, function(keys, args)
@@ -233,12 +264,16 @@ define('im_publish_receipts', ALLOW_OOM, function(keys, args)
     return 0
   end
   local gid, sender, count = args[2], args[3], (#args - 3) / 2
-  local version = redis.call('INCRBY', keys[2], decimal(count)) - count + 1
   local messages = {}
   for i = 4, #args, 2 do
     messages[#messages + 1] = args[i]
   end
-  local digest, context = {'d', gid, decimal(version)}, tally_context(keys, messages, keys[7], keys[8])
+  local context = tally_context(keys, messages, keys[7], keys[8])
+  if args[5] ~= '' and positions_in_span(context, sender, args[5]) < 0 then
+    return 0
+  end
+  local version = redis.call('INCRBY', keys[2], decimal(count)) - count + 1
+  local digest = {'d', gid, decimal(version)}
   local dirty, n = {'ZADD', keys[6]}, 2
   for i = 4, #args, 2 do
     local read, not_read, delivered = tally(context, args[i], sender, args[i + 1])

@@ -94,11 +94,12 @@ local function remove_recalled(page, recalled)
   end
 end
 
--- Copy a page of a stream's entries up to an id into its shadow, after those it has, without recalled texts. Returns whether more
--- may follow.
-local function copy_entries(stream, shadow, recalled, last, count)
+-- Copy a page of a stream's entries up to an id into its shadow, after those it has, without recalled texts, and without names and
+-- texts of those whom `erased` names. Returns whether more may follow.
+local function copy_entries(stream, shadow, recalled, erased, last, count)
   local page, more = read_page('XRANGE', stream, '(' .. last_id(shadow), last, count, PAGE_BYTES, true)
   remove_recalled(page, recalled)
+  hide_erased(page, erased)
   for _, entry in ipairs(page) do
     redis.call('XADD', shadow, entry[1], unpack(entry[2]))
   end
@@ -106,11 +107,11 @@ local function copy_entries(stream, shadow, recalled, last, count)
 end
 
 -- im_repair_copy: copy a page of a stream's entries into its shadow, after those it has; recalled ones without their texts.
--- Keys: group_locks, shadow, stream, recalled. Arguments: gid, token, last id (inclusive), count.
+-- Keys: group_locks, shadow, stream, recalled, meta. Arguments: gid, token, last id (inclusive), count.
 -- Answer: how many entries the shadow has now. Errors: LOST.
 define_locked('im_repair_copy', function(keys, args)
   if is_after(args[3], last_id(keys[2])) then
-    copy_entries(keys[3], keys[2], keys[4], args[3], tonumber(args[4]))
+    copy_entries(keys[3], keys[2], keys[4], redis.call('HGET', keys[5], 'erased'), args[3], tonumber(args[4]))
   end
   return redis.call('XLEN', keys[2])
 end)

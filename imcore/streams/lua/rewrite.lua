@@ -32,10 +32,25 @@ local function lost_entries(journal)
   return info['entries-added'] - info['length']
 end
 
+-- Remove users from a group's field `erased`.
+local function unhide(meta, erased, gone)
+  local rest = {}
+  for uid, alias in pairs(aliases_of(erased)) do
+    if not gone[uid] then
+      rest[#rest + 1] = uid .. SEP .. alias
+    end
+  end
+  if rest[1] then
+    redis.call('HSET', meta, 'erased', table.concat(rest, RECORD))
+  else
+    redis.call('HDEL', meta, 'erased')
+  end
+end
+
 -- im_rewrite_begin: begin to rewrite a group. If the group is gone, nothing of it waits any more.
 -- Keys: group_locks, shadow, meta, stream, journal, rewrites. Arguments: gid, token.
--- Answer: {last id of the stream, newest message (packed), last id of the journal, how many entries it has lost}, or LOCKED while
--- another process has the lock, or one has died over a repair. Errors: NOGROUP.
+-- Answer: {last id of the stream, newest message (packed), last id of the journal, how many entries it has lost, the field `erased`},
+-- or LOCKED while another process has the lock, or one has died over a repair. Errors: NOGROUP.
 define('im_rewrite_begin', DENY_OOM, function(keys, args)
   local _, last = head_of(keys[3])
   if not last then
@@ -48,7 +63,7 @@ define('im_rewrite_begin', DENY_OOM, function(keys, args)
   end
   set_holder(keys[1], args[1], args[2], LOCK_MS)
   redis.call('UNLINK', keys[2])
-  return {last_id(keys[4]), decimal(last), last_id(keys[5]), lost_entries(keys[5])}
+  return {last_id(keys[4]), decimal(last), last_id(keys[5]), lost_entries(keys[5]), redis.call('HGET', keys[3], 'erased') or ''}
 end)
 
 -- The seq of the newest message up to an offset that is not trimmed; nil if it is not known.
@@ -138,7 +153,8 @@ end
 -- im_rewrite_swap: let the shadow replace the stream, with all that has happened meanwhile, and end the rewrite. If a message was
 -- recalled meanwhile, the group waits for the next rewrite.
 -- Keys: group_locks, shadow, meta, stream, acked, journal, recalled, rewrites. Arguments: gid, token, the newest message (packed) and
--- the lost entries of the journal as the rewrite began, the id up to which the members follow the journal.
+-- the lost entries of the journal as the rewrite began, the id up to which the members follow the journal, the field `erased` as the
+-- rewrite began: the new stream has nothing of these users, and their erasure is hidden no more.
 -- Answer: '' once it is done; else the id up to which they follow it now, to call again; CHANGED if the journal was trimmed
 -- meanwhile. Errors: LOST.
 define_locked('im_rewrite_swap', function(keys, args)
@@ -146,7 +162,8 @@ define_locked('im_rewrite_swap', function(keys, args)
   if lost_entries(journal) ~= tonumber(args[4]) then
     return 'CHANGED'
   end
-  if copy_entries(stream, shadow, recalled, '+', MOST_CAUGHT_UP) then
+  local erased = redis.call('HGET', meta, 'erased')
+  if copy_entries(stream, shadow, recalled, erased, '+', MOST_CAUGHT_UP) then
     return args[5]  -- without all entries it is not known how many a member has read
   end
   local group = followed_group(shadow, meta, keys[5])
@@ -163,6 +180,9 @@ define_locked('im_rewrite_swap', function(keys, args)
     redis.call('ZREM', rewrites, gid)
   else
     redis.call('ZADD', rewrites, now_ms(), gid)
+  end
+  if args[6] ~= '' then
+    unhide(meta, erased, aliases_of(args[6]))
   end
   redis.call('HDEL', keys[1], gid)
   return ''

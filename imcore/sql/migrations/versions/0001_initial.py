@@ -1,4 +1,4 @@
-"""Messages, spans, bookmarks, offset moves, groups, deleted ones, users, facts; the views group_users and msg_acks."""
+"""Messages, spans, bookmarks, offset moves, groups, deletions, erasures, users, facts; group_users and msg_acks."""
 
 from alembic import op
 
@@ -55,6 +55,8 @@ _STATEMENTS = """
         gid {name} NOT NULL, entry BIGINT NOT NULL, is_done BOOLEAN NOT NULL, PRIMARY KEY (gid)) {options};
     CREATE TABLE user_settings (
         uid {name} NOT NULL, receipts TEXT NOT NULL, changed BIGINT NOT NULL, PRIMARY KEY (uid)) {options};
+    CREATE TABLE erasures (
+        uid {name} NOT NULL, gid {name} NOT NULL, alias {name} NOT NULL, PRIMARY KEY (uid, gid)) {options};
     CREATE TABLE imcore_meta (name {name} NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name)) {options};
     CREATE VIEW group_users AS
         SELECT gid, uid, NULLIF(acked_msgid, 0) AS last_ack_msgid,
@@ -83,6 +85,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     for view in ("msg_acks", "group_users"):
         op.execute(f"DROP VIEW {view}")
-    tables = ("imcore_meta", "deleted_groups", "user_settings", "chat_groups", "offset_moves", "bookmarks")
+    tables = ("imcore_meta", "erasures", "deleted_groups", "user_settings", "chat_groups", "offset_moves", "bookmarks")
     for table in (*tables, "group_spans", "group_msgs"):
         op.drop_table(table)

@@ -1,0 +1,332 @@
+-- Erasure of a user: nothing has the user's name or texts any more, and all counts stay.
+--
+-- The user is called by an alias from then on: `erased-` and 16 random hex digits. While the erasure is under way the hash `erasing`
+-- of each partition keeps the uid from being used, so everything of that name is the erased user's. In each group one step
+-- (im_erase) ends the membership, renames the spans, and names the user in the field `erased` of the group: from then on readers
+-- answer messages of that user without name and text. A rewrite (rewrite.lua) removes both from the stream, and that field with it.
+-- A one-to-one chat gets another gid (im_erase_chat), since its gid says the names. All steps may be repeated.
+
+-- Let a span, if there is one of that key, have another key.
+local function rename_span(indexes, old, new)
+  for _, key in ipairs(indexes) do
+    local score = redis.call('ZSCORE', key, old)
+    if score then
+      redis.call('ZREM', key, old)
+      redis.call('ZADD', key, decimal(tonumber(score)), new)
+    end
+  end
+end
+
+-- Let a user leave a group for good, who is called by an alias from now on. `keys` begin as those of im_erase, and `closed` says where
+-- each closed span of the user began. `gid` is what the journal calls the group. Returns false without such a group.
+local function erase_member(keys, args, gid, closed)
+  local meta, stream, acked, joined, left, ahead, ahead_acked = unpack(keys, 3, 9)
+  local uid, alias = args[4], args[5]
+  local seq, last = head_of(meta)
+  redis.call('SREM', keys[12], args[1])
+  if not seq then
+    return false
+  end
+  local erased = redis.call('HGET', meta, 'erased')
+  if not aliases_of(erased)[uid] then
+    redis.call('HSET', meta, 'erased', (erased and erased .. RECORD or '') .. uid .. SEP .. alias)
+    redis.call('HINCRBY', meta, 'erasures', 1)
+  end
+  local offset = redis.call('ZSCORE', acked, uid)
+  if offset then
+    local from = redis.call('ZSCORE', joined, uid) or offset
+    redis.call('ZREM', acked, uid)
+    redis.call('ZREM', joined, uid)
+    add_closed_span(acked, joined, left, alias, from, last, offset)
+    close_ahead(ahead, ahead_acked, uid, alias .. SEP .. from, last, offset)
+    append_entry(keys[11], 'kind', 'leave', 'gid', gid, 'uid', alias, 'joined', from, 'left', decimal(last))
+    notify(args[3], uid, {'l', args[1]})
+  end
+  redis.call('HDEL', keys[10], uid)
+  if redis.call('EXISTS', stream) == 1 then
+    redis.call('XGROUP', 'DESTROY', stream, uid)
+  end
+  redis.call('UNLINK', keys[13])
+  for _, from in ipairs(closed) do
+    rename_span({acked, joined, left, ahead, ahead_acked}, uid .. SEP .. from, alias .. SEP .. from)
+  end
+  return true
+end
+
+-- im_erase: let a user leave a group for good.
+-- Keys: group_locks, shadow, meta, stream, acked, joined, left, ahead, ahead_acked, bookmarks, journal, then groups_of and own_unacked
+-- of the user. Arguments: gid, token, prefix of the inbox channels, uid, alias, then where each closed span of the user began.
+-- Answer: 1, or 0 if there is no such group. Errors: LOST.
+define_locked('im_erase', function(keys, args)
+  return erase_member(keys, args, args[1], {unpack(args, 6)}) and 1 or 0
+end)
+
+-- im_erase_chat: let a user leave a one-to-one chat for good, which gets another gid of the same partition: its own says the names.
+-- Keys: those of im_erase, then idempotency_newer, idempotency_older, recalled, groups, rewrites, rebuilt, then of the new gid: meta,
+-- stream, acked, joined, left, ahead, ahead_acked, bookmarks, idempotency_newer, idempotency_older, recalled, then for each other
+-- member: groups_of, own_unacked of the old gid and of the new one.
+-- Arguments: those of im_erase up to the alias, the new gid, how many other members follow, these, where each closed span began.
+-- Answer: 1, 0 if there is no such group, or CHANGED if others are members. Errors: LOST.
+define_locked('im_erase_chat', function(keys, args)
+  local gid, new, others, acked = args[1], args[6], tonumber(args[7]), keys[5]
+  local is_member = redis.call('ZSCORE', acked, args[4]) and 1 or 0
+  if redis.call('EXISTS', keys[3]) == 1 and member_count(acked, keys[7]) ~= others + is_member then
+    return 'CHANGED'
+  elseif not erase_member(keys, args, new, {unpack(args, 8 + others)}) then
+    return 0
+  end
+  redis.call('UNLINK', keys[2])
+  for i, key in ipairs({keys[3], keys[4], acked, keys[6], keys[7], keys[8], keys[9], keys[10], keys[14], keys[15], keys[16]}) do
+    if redis.call('EXISTS', key) == 1 then
+      redis.call('RENAME', key, keys[19 + i])
+    end
+  end
+  local groups, rewrites, rebuilt = keys[17], keys[18], keys[19]
+  redis.call('SREM', groups, gid)
+  redis.call('SADD', groups, new)
+  if redis.call('SREM', rebuilt, gid) == 1 then
+    redis.call('SADD', rebuilt, new)
+  end
+  local waits = redis.call('ZSCORE', rewrites, gid)
+  if waits then
+    redis.call('ZREM', rewrites, gid)
+    redis.call('ZADD', rewrites, waits, new)
+  end
+  for i = 1, others do
+    local k, uid = 28 + 3 * i, args[7 + i]
+    redis.call('SREM', keys[k], gid)
+    redis.call('SADD', keys[k], new)
+    if redis.call('EXISTS', keys[k + 1]) == 1 then
+      redis.call('RENAME', keys[k + 1], keys[k + 2])
+    end
+    notify(args[3], uid, {'l', gid})
+    notify(args[3], uid, {'j', new})
+  end
+  return 1
+end)
+
+-- im_erase_unhide: end the hiding of a user who has no message in a group's stream.
+-- Keys: meta. Arguments: uid. Answer: 1.
+define('im_erase_unhide', ALLOW_OOM, function(keys, args)
+  local erased = redis.call('HGET', keys[1], 'erased')
+  if erased then
+    unhide(keys[1], erased, {[args[1]] = true})
+  end
+  return 1
+end)
+
+-- im_erase_receipts: let a page of a user's unconfirmed receipts name another gid.
+-- Keys: dirty. Arguments: gid, new gid, cursor ('0' at first), about how many. Answer: the next cursor, '0' after the last page.
+define('im_erase_receipts', ALLOW_OOM, function(keys, args)
+  local page, prefix = redis.call('ZSCAN', keys[1], args[3], 'COUNT', args[4]), args[1] .. SEP
+  for i = 1, #page[2], 2 do
+    if string.sub(page[2][i], 1, #prefix) == prefix then
+      redis.call('ZREM', keys[1], page[2][i])
+      redis.call('ZADD', keys[1], decimal(tonumber(page[2][i + 1])), args[2] .. SEP .. string.sub(page[2][i], #prefix + 1))
+    end
+  end
+  return page[1]
+end)
+
+-- im_erase_client_msgids: drop a page of the client_msgids of a user.
+-- Keys: idempotency_newer or idempotency_older. Arguments: uid, cursor ('0' at first), about how many.
+-- Answer: the next cursor, '0' after the last page.
+define('im_erase_client_msgids', ALLOW_OOM, function(keys, args)
+  local page, prefix = redis.call('HSCAN', keys[1], args[2], 'COUNT', args[3]), args[1] .. SEP
+  for i = 1, #page[2], 2 do
+    if string.sub(page[2][i], 1, #prefix) == prefix then
+      redis.call('HDEL', keys[1], page[2][i])
+    end
+  end
+  return page[1]
+end)
+
+-- The words of a record, which may be empty.
+local function words_of(record)
+  local words = {}
+  for word in string.gmatch(record .. SEP, '([^' .. SEP .. ']*)' .. SEP) do
+    words[#words + 1] = word
+  end
+  return words
+end
+
+-- The records of moves with an alias in place of a uid. Without an alias: without the uid, and without records that name nobody then.
+local function renamed_records(value, uid, alias)
+  local records = {}
+  for record in string.gmatch(value, '[^' .. RECORD .. ']+') do
+    local words, kept = words_of(record), {}
+    for i, word in ipairs(words) do
+      local name = i > 3 and word == uid and (alias or '') or word
+      if i <= 3 or name ~= '' then
+        kept[#kept + 1] = name
+      end
+    end
+    if #kept > 3 then
+      records[#records + 1] = table.concat(kept, SEP)
+    end
+  end
+  return table.concat(records, RECORD)
+end
+
+-- Tallies with other gids; '' for one of a group that is gone.
+local function moved_tallies(value, gids)
+  local tallies = {}
+  for tally in string.gmatch(value, '[^' .. RECORD .. ']+') do
+    local words = words_of(tally)
+    words[1] = gids[words[1]] or words[1]
+    if words[1] ~= '' then
+      tallies[#tallies + 1] = table.concat(words, SEP)
+    end
+  end
+  return table.concat(tallies, RECORD)
+end
+
+-- One value of an entry, without the name and the texts of an erased user; nil if nothing of the entry is to be kept.
+local function anonymous_value(name, value, is_own, erasure)
+  if name == 'gid' then
+    value = erasure.gids[value] or value
+    return value ~= '' and value or nil
+  elseif is_own and (name == 'cid' or name == 'text' or name == 'meta') then
+    return ''  -- an entry that somebody had added to a stream by hand
+  elseif value == erasure.uid then
+    return erasure.alias
+  elseif name == 'moves' and string.find(value, erasure.uid, 1, true) then
+    return renamed_records(value, erasure.uid, erasure.alias)
+  elseif name == 'bookmarks' and string.find(value, erasure.uid, 1, true) then
+    value = renamed_records(value, erasure.uid)
+    return value ~= '' and value or nil
+  elseif name == 'tallies' and next(erasure.gids) then
+    value = moved_tallies(value, erasure.gids)
+    return value ~= '' and value or nil
+  end
+  return value
+end
+
+local REMOVED = 'its reason is removed, since a user was erased'
+
+-- An entry of a journal, or a dead letter, without the name and the texts of an erased user: its fields, nil if nothing of it is to
+-- be kept; and whether that differs.
+local function anonymous(fields, erasure)
+  local kept, differs, values = {}, false, {}
+  for i = 1, #fields, 2 do
+    values[fields[i]] = fields[i + 1]
+  end
+  if values.kind == 'user' and values.uid == erasure.uid then
+    return nil, true
+  end
+  for i = 1, #fields, 2 do
+    local value = anonymous_value(fields[i], fields[i + 1], values.uid == erasure.uid, erasure)
+    if not value then
+      return nil, true
+    end
+    kept[i], kept[i + 1] = fields[i], value
+    differs = differs or value ~= fields[i + 1]
+  end
+  if values.dead_reason and values.dead_reason ~= REMOVED
+      and (differs or erasure.concerned[values.gid] or string.find(values.dead_reason, erasure.uid, 1, true)) then
+    kept[4], differs = REMOVED, true
+  end
+  return kept, differs
+end
+
+-- A server keeps entries of a stream together in nodes. A deleted entry keeps its bytes in memory, and on the disk, until all others
+-- of its node are deleted, too. So a journal is cut, and all that lies before the cut is deleted, or goes to its end. An entry of so
+-- many bytes gets a node of its own by default, and the next one another node.
+local FILLER_BYTES = 8192
+
+-- Put an entry of a journal at its end, and delete it here. It keeps time and order, as a dead letter does that is put back.
+local function move_entry(journal, id, fields)
+  if fields then
+    local has_first = false
+    for i = 1, #fields, 2 do
+      has_first = has_first or fields[i] == 'of'
+    end
+    if not has_first then
+      fields[#fields + 1], fields[#fields + 2] = 'of', id
+    end
+    append_entry(journal, unpack(fields))
+  end
+  redis.call('XDEL', journal, id)
+  for _, info in ipairs(redis.call('XINFO', 'GROUPS', journal)) do
+    redis.call('XACK', journal, info[2], id)
+  end
+end
+
+-- What the arguments from `a` on say of an erasure: uid, alias, how many gids have changed, each with the new one ('' for a group that
+-- is gone), then the other gids of groups where the user was.
+local function erasure_of(args, a)
+  local erasure = {uid = args[a], alias = args[a + 1], gids = {}, concerned = {}}
+  local first_other = a + 3 + 2 * tonumber(args[a + 2])
+  for i = a + 3, first_other - 1, 2 do
+    erasure.gids[args[i]], erasure.concerned[args[i]], erasure.concerned[args[i + 1]] = args[i + 1], true, true
+  end
+  for i = first_other, #args do
+    erasure.concerned[args[i]] = true
+  end
+  return erasure
+end
+
+-- im_erase_cut: let later entries of a journal be in other nodes than all earlier ones. One of its last entries goes after the cut,
+-- without an erased user: it is repeated, which makes no difference.
+-- Keys: journal. Arguments: those of erasure_of. Answer: the last id before the cut, '' without an entry.
+define('im_erase_cut', DENY_OOM, function(keys, args)
+  local newest = redis.call('XREVRANGE', keys[1], '+', '-', 'COUNT', 10)
+  if not newest[1] then
+    return ''
+  end
+  local erasure, filler = erasure_of(args, 1), redis.call('XADD', keys[1], '*', 'kind', string.rep('x', FILLER_BYTES))
+  for _, entry in ipairs(newest) do
+    local fields = anonymous(entry[2], erasure)
+    move_entry(keys[1], entry[1], fields)
+    if fields then
+      break
+    end
+  end
+  redis.call('XDEL', keys[1], filler)
+  return filler
+end)
+
+-- im_erase_entries: let a page of a journal before a cut be gone, and what some worker has not done be after it, without an erased user.
+-- Keys: journal. Arguments: last id before the cut, about how many entries, then those of erasure_of.
+-- Answer: 1 if more follow, else 0.
+define('im_erase_entries', DENY_OOM, function(keys, args)
+  local erasure, undone = erasure_of(args, 3), lowest_undone(keys[1], false, {})
+  local page, more = read_page('XRANGE', keys[1], '-', args[1], tonumber(args[2]), PAGE_BYTES / 8, true)
+  local done = {}
+  for _, entry in ipairs(page) do
+    if undone and is_after(undone, entry[1]) then
+      done[#done + 1] = entry[1]
+    else
+      move_entry(keys[1], entry[1], (anonymous(entry[2], erasure)))
+    end
+  end
+  if done[1] then
+    redis.call('XDEL', keys[1], unpack(done))
+  end
+  if not more then
+    redis.call('XTRIM', keys[1], 'MINID', args[1])  -- an exact trim leaves nodes in which all is deleted; this frees them
+  end
+  return more and 1 or 0
+end)
+
+-- im_erase_dead: let the dead letters of a partition have nothing of an erased user. They keep their ids. There are few.
+-- Keys: dead, its shadow. Arguments: those of erasure_of. Answer: how many have changed.
+define('im_erase_dead', DENY_OOM, function(keys, args)
+  local erasure, letters, changed = erasure_of(args, 1), redis.call('XRANGE', keys[1], '-', '+'), 0
+  for _, letter in ipairs(letters) do
+    local fields, differs = anonymous(letter[2], erasure)
+    letter[2], changed = fields, changed + (differs and 1 or 0)
+  end
+  if changed > 0 then
+    local last = last_id(keys[1])
+    redis.call('UNLINK', keys[2])
+    for _, letter in ipairs(letters) do
+      if letter[2] then
+        redis.call('XADD', keys[2], letter[1], unpack(letter[2]))
+      end
+    end
+    raise_last_id(keys[2], last)
+    redis.call('RENAME', keys[2], keys[1])
+  end
+  return changed
+end)
