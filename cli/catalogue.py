@@ -26,7 +26,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Chat": {
         "group": ("group", "Create, set up, list and delete groups; add, remove and show members."),
-        "user": ("user", "Set what users choose for themselves."),
+        "user": ("user", "Set what users choose for themselves; erase a user."),
         "send": ("chat", "Send a message to a group."),
         "dm": ("chat", "Send a message to one person."),
         "pull": ("chat", "Show what a member has not acked, oldest first."),

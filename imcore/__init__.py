@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from imcore.model.values import (
         Ack,
         Draft,
+        ErasedUser,
         Group,
         GroupPolicy,
         HistoryPage,
@@ -50,6 +51,7 @@ __all__ = [
     "AsyncListener",
     "Chat",
     "Draft",
+    "ErasedUser",
     "Event",
     "Gap",
     "Gateway",

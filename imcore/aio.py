@@ -9,12 +9,13 @@ from imcore.gateway.async_gateway import AsyncGateway
 from imcore.gateway.async_listener import AsyncListener
 from imcore.gateway.options import SessionOptions
 from imcore.gateway.request import StartMode
-from imcore.model.values import Message
+from imcore.model.values import ErasedUser, Message
 from imcore.operations import messages
 from imcore.operations.async_performer import AsyncPerformer
 from imcore.settings import Settings
 from imcore.system import System
 from imcore.util.documented import documented_as
+from imcore.util.threads import in_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,6 +80,10 @@ class AsyncChat:
     member = _awaited(Chat.member)
     online = _awaited(Chat.online)
     groups_of = _awaited(Chat.groups_of)
+
+    async def erase_user(self, uid: str) -> ErasedUser:
+        return await in_thread(lambda: Chat(self.system).erase_user(uid))
+
     known_user = _awaited(Chat.known_user)
 
     send = _awaited(Chat.send)

@@ -14,6 +14,7 @@ from imcore.model.values import (
     DeletedGroup,
     Delivery,
     Draft,
+    ErasedUser,
     Group,
     HistoryPage,
     InboxPage,
@@ -211,6 +212,17 @@ class Chat(ReadStatus):
         return self.performer.perform(
             history.history(uid, gid, before=before, after=after, around=around, first_unread=first_unread, limit=limit)
         )
+
+    def erase_user(self, uid: str) -> ErasedUser:
+        """Erase a user: their texts and name are gone from every answer and from all that is stored; counts stay.
+
+        Messages keep their places, without text, from `erased-` and 16 hex digits. A one-to-one chat gets another gid.
+        The same uid is a new user afterwards, and can join no group before. If it was interrupted, call it again. It
+        takes seconds, or minutes for many messages. Raise TryAgain while others rebuild or repair Redis.
+        """
+        from imcore.admin.erasure import erase_user  # noqa: PLC0415 (it takes longer to load than most calls take)
+
+        return erase_user(self.system, uid)
 
     def groups_of(self, uid: str) -> list[str]:
         """Return the gids of a user's groups, in order."""

@@ -1,10 +1,14 @@
-"""What users have chosen for themselves."""
+"""What users have chosen for themselves; the end of a user."""
+
+from contextlib import closing
+from dataclasses import asdict
 
 import click
 
 from imcore.cli import records
-from imcore.cli.app import CommandGroup, Invocation, chosen, command
+from imcore.cli.app import CommandGroup, Invocation, chosen, command, confirm, yes_option
 from imcore.cli.catalogue import COMMANDS
+from imcore.cli.progress import progress
 from imcore.model.limits import USER_RECEIPTS
 from imcore.model.records import record_of
 
@@ -22,3 +26,26 @@ def set_(run: Invocation, uid: str, values: tuple[str, ...]) -> None:
     receipts = chosen(values, {"receipts": USER_RECEIPTS})["receipts"]
     with run.chat() as chat:
         run.show([record_of(chat.set_user(uid, receipts=receipts))], records.USER_COLUMNS)
+
+
+@command("erase", of=user, example="im user erase ann\nim user erase ann --yes --json | jq .messages")
+@click.argument("uid")
+@yes_option
+def erase(run: Invocation, uid: str, yes: bool) -> None:
+    """Erase a user: texts and name are gone, counts stay.
+
+    No answer has them any more as soon as this has begun, and nothing that is stored when it has ended and the worker
+    `persist` has handled all entries: Redis, journals, dead letters, SQL. Messages keep their places, without a text,
+    and so do the numbers of those who have read them. The user is called `erased-` and 16 random digits there. A
+    one-to-one chat, whose gid says the names, gets another gid. Other users' local databases follow at their next
+    session, append-only files when the worker `jobs` or `im trim` has them rewritten. Backups keep all.
+
+    The same UID is a new user afterwards, who is in no group; it can join none before. If this is interrupted,
+    `im check` says so: start it again.
+    """
+    from imcore.admin.erasure import erase_user  # noqa: PLC0415 (the help need not wait for the drivers)
+
+    confirm(f"Erase {uid!r}, and all that they have written, for good?", yes=yes)
+    with closing(run.connect()) as system, progress("groups") as shown:
+        erased = erase_user(system, uid, on_progress=shown)
+    run.show([asdict(erased)], ("uid", "messages"))

@@ -149,6 +149,15 @@ async def delete_group(caller: Caller, *, gid: str) -> Any:
     return record_of(await caller.chat.delete_group(gid))
 
 
+@method(ref("ErasedUser"), ordered=True, server_only=True)
+async def erase_user(caller: Caller) -> Any:
+    """Erase the user `uid`: texts and name are gone, counts stay. If it was interrupted, call it again."""
+    if caller.uid is None:
+        raise InvalidInput("give the uid of the user to erase")
+    erased = await caller.chat.erase_user(caller.uid)
+    return {"uid": erased.uid, "messages": erased.messages}
+
+
 @method({"type": "object", "properties": {"token": {"type": "string"}}, "required": ["token"]}, demo_only=True)
 async def demo_token(caller: Caller, *, uid: str) -> Any:
     """Return a token for a user of the demo (`im up --web`)."""

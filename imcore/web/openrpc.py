@@ -102,6 +102,7 @@ SCHEMAS: dict[str, Schema] = {
         },
     ),
     "Confirmed": _object({"confirmed": _COUNT}),
+    "ErasedUser": _object({"uid": _TEXT, "messages": _COUNT}),
 }
 
 NOTIFICATIONS: dict[str, tuple[str, Schema]] = {

@@ -275,6 +275,13 @@ def test_workers_can_do_their_work(settings: Settings, watch: Watch, admin: "red
             look(chat)
             assert stats(chat.system).workers
 
+    # And erases a user, of whom a dead letter tells
+    letter = {"dead_worker": "persist", "dead_reason": "x", "dead_entry": "1-0", "dead_deliveries": "1"}
+    admin.xadd(space.dead_letters(0), {**letter, "kind": "join", "gid": "team", "uid": "cy"})
+    with watch.looking(), connect(settings, WORKER) as chat:
+        chat.send_direct("cy", "hi", sender_uid="ann", client_msgid="to cy")
+        assert chat.erase_user("cy").messages > 0
+
     # And when they repair a part that the server has lost, or never should have had
     group = space.group("team")
     admin.delete(group.acked, *admin.keys("im:*:own:*"))

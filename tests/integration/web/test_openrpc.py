@@ -71,6 +71,7 @@ def examples(gid: str, msgid: str) -> dict[str, dict[str, object]]:
         "add_members": {"gid": "of openrpc", "uids": ["bob"]},
         "remove_members": {"gid": "of openrpc", "uids": ["bob"]},
         "delete_group": {"gid": "of openrpc"},
+        "erase_user": {"uid": "of openrpc"},
     }
 
 

@@ -1,0 +1,29 @@
+"""A server erases a user over the network."""
+
+import pytest
+
+from imcore import Chat
+from tests.helpers.web import token
+from tests.helpers.web_server import WebServer
+
+
+def test_a_server_may(web: WebServer, chat: Chat, gid: str) -> None:
+    uid = f"user of {gid}"
+    chat.add_members(gid, [uid])
+    sent = chat.send(gid, "mine", sender_uid=uid)
+    answer = web.rpc("erase_user", bearer=token("server", role="server"), uid=uid)
+    assert answer["result"] == {"uid": uid, "messages": 1}
+    assert chat.message_status(gid, sent.msgid).message.content == ""
+    assert chat.groups_of(uid) == []
+
+
+@pytest.mark.parametrize("uid", ["ann", "bob"])
+def test_a_user_may_not(web: WebServer, chat: Chat, gid: str, uid: str) -> None:
+    answer = web.rpc("erase_user", bearer=token("ann"), uid=uid)
+    assert answer["error"]["data"]["error"] == "NotAllowed"
+    assert gid in chat.groups_of(uid)
+
+
+def test_a_server_says_whom(web: WebServer) -> None:
+    answer = web.rpc("erase_user", bearer=token("server", role="server"))
+    assert answer["error"]["data"]["error"] == "InvalidInput"
