@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar, Unpack
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
+from imcore.device.erasures import follow_erasures
 from imcore.device.local_database import PAGE, LocalDatabase, Outgoing
 from imcore.errors import (
     ConfigurationError,
@@ -149,6 +150,7 @@ class Device:
         On a database that was never synced, a group begins after the user's offset, otherwise where they joined it.
         """
         self.check_dataset()
+        follow_erasures(self._chat, self._local)
         self._begin()
         gids = self._chat.groups_of(self._uid)
         for page in self._pages(gids):
@@ -200,6 +202,7 @@ class Device:
 
         def begin() -> Listener:
             self.check_dataset()
+            follow_erasures(self._chat, self._local)
             self._begin()
             return self._chat.listen(self._uid, start="join", after=self._unacked_from(), **options)
 

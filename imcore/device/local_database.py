@@ -19,6 +19,7 @@ from imcore import msgid as msgids
 from imcore.device.local_file import LocalFile, check_room
 from imcore.errors import InvalidInput, LocalDatabaseError
 from imcore.model.direct import is_direct, peer_of
+from imcore.model.erased import is_alias
 from imcore.model.limits import (
     check_handed_over,
     check_mapping,
@@ -257,7 +258,7 @@ class LocalDatabase(LocalFile):
     ) -> LogLine:
         text, (meta, *tally) = self._unpacked(msgid), rest
         state = _state(*tally) if sender_uid == self.uid else None
-        is_recalled = not content  # no other message is empty
+        is_recalled = not content and not is_alias(sender_uid)  # no other message is empty
         time = msgids.time_of(text)
         return LogLine(gid, text, time, sender_uid, content, client_msgid, state, is_recalled, self._meta(meta))
 

@@ -1,0 +1,80 @@
+"""What a local database has of users who were erased: it goes at the beginning of the next session.
+
+A group says how many users were erased in it. If this device knows another number, it asks who has sent the messages
+that it has, and replaces what has changed. A one-to-one chat with an erased user has another gid: the local one goes,
+and comes back under that gid like one that was just joined.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+
+from imcore.chat import Chat
+from imcore.device.local_database import LocalDatabase
+from imcore.errors import DatabaseNotReady, DatabaseUnavailable
+from imcore.model.direct import is_direct
+from imcore.operations.erased import erased_among
+from imcore.streams.keys import CONFIG, REBUILDING
+from imcore.util.batches import batches
+
+PAGE = 500
+"""The messages, and the groups, that one round trip asks for."""
+
+_GIDS = "SELECT gid FROM messages UNION SELECT gid FROM resume_points UNION SELECT gid FROM peers"
+_MESSAGES = "SELECT msgid FROM messages WHERE gid = ? AND msgid > ? ORDER BY msgid LIMIT ?"
+_REPLACE = """
+UPDATE messages SET sender_uid = ?, content = '', client_msgid = NULL, meta = NULL
+WHERE gid = ? AND msgid = ? AND sender_uid <> ?
+"""
+_NOTE = "INSERT INTO erasures VALUES (?, ?) ON CONFLICT (gid) DO UPDATE SET erased = excluded.erased"
+_TABLES = ("messages", "tallies", "resume_points", "peers", "erasures")
+
+
+def follow_erasures(chat: Chat, local: LocalDatabase) -> None:
+    """Remove names and texts of erased users. Where that needs SQL, and it is away, a later session does it."""
+    client = chat.system.client
+    if client.query("HGET", CONFIG, REBUILDING):
+        return  # groups that are missing may come back
+    gids = [gid for (gid,) in local.rows(_GIDS, (str,))]
+    known = dict(local.rows("SELECT gid, erased FROM erasures", (str, int)))
+    for gid, counts in _counts(chat, gids):
+        if counts is None:
+            _forget(local, gid)
+        elif counts != known.get(gid, 0):
+            with suppress(DatabaseUnavailable, DatabaseNotReady):
+                _replace_all(chat, local, gid)
+                with local.transaction() as connection:
+                    connection.execute(_NOTE, (gid, counts))
+    local.empty_log()
+
+
+def _counts(chat: Chat, gids: Sequence[str]) -> Iterator[tuple[str, int | None]]:
+    """Yield how many users were erased in each group; None for one that does not exist."""
+    client = chat.system.client
+    for batch in batches(gids, PAGE):
+        metas = [("HMGET", client.space.group(gid).meta, "seq", "erasures") for gid in batch]
+        for gid, (seq, erased) in zip(batch, client.query_many(metas), strict=True):
+            yield gid, None if seq is None else int(erased) if erased and erased.isdigit() else 0
+
+
+def _forget(local: LocalDatabase, gid: str) -> None:
+    """Remove a one-to-one chat that does not exist any more: it has another gid now."""
+    if is_direct(gid):
+        with local.transaction() as connection:
+            for table in _TABLES:
+                connection.execute(f"DELETE FROM {table} WHERE gid = ?", (gid,))  # noqa: S608 (our own names)
+        local.recalled_texts.note()
+
+
+def _replace_all(chat: Chat, local: LocalDatabase, gid: str) -> None:
+    after = 0
+    while page := [msgid for (msgid,) in local.rows(_MESSAGES, (int,), (gid, after, PAGE))]:
+        after = page[-1]
+        if erased := chat.performer.perform(erased_among(gid, page)):
+            with local.transaction() as connection:
+                _replace(connection, gid, erased)
+            local.recalled_texts.note()
+
+
+def _replace(connection: sqlite3.Connection, gid: str, erased: Mapping[int, str]) -> None:
+    connection.executemany(_REPLACE, [(alias, gid, msgid, alias) for msgid, alias in erased.items()])
