@@ -126,6 +126,10 @@ class GroupDeleted(DatabaseUnavailable):
     """The group was deleted while its rows were about to be written: nothing was."""
 
 
+class ErasuresChanged(DatabaseUnavailable):
+    """The erasure of a user began or ended while rows were about to be written that may name them: none was."""
+
+
 class DatabaseRejected(ImError):
     """The database does not accept a row, and never will."""
 

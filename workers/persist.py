@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from imcore import msgid as msgids
 from imcore.admin import append_only
-from imcore.errors import DatabaseRejected, DatabaseUnavailable, ImError
+from imcore.errors import DatabaseRejected, DatabaseUnavailable, ErasuresChanged, ImError
 from imcore.metrics import WorkerMetrics
 from imcore.model.rows import Batch, BookmarkRow, ConfirmRow, GroupRow, MoveRow, SpanRow, UserRow, WatermarkRow
 from imcore.msgid import NONE
@@ -98,6 +98,9 @@ class Persist:
         """
         try:
             return self._step()
+        except ErasuresChanged:
+            self._drop_batch()  # the next step reads it again, without the names
+            return 0
         except ImError as error:
             self._watch.doubt()
             if not isinstance(error, DatabaseUnavailable):  # after that one the entries are still in hand

@@ -6,6 +6,7 @@ The note is deleted after a rewrite that began later.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -31,6 +32,9 @@ Progress = Callable[[int, int], None]
 LONGEST_S = 30 * 60
 """The longest wait for rewrites: a rewrite may wait for a save that never ends. The next trim tries again."""
 
+SYNC_S = 3.0
+"""The longest time that a server waits with its disk by default (`appendfsync everysec`: 2 s), and some more."""
+
 _PAUSE_S = 0.1
 _UNDER_WAY = "already in progress"
 _BY_HAND = "the append-only file at %s may still hold recalled texts: %s; let an administrator run BGREWRITEAOF there"
@@ -41,6 +45,17 @@ def note_recalled(client: RedisClient, messages: Iterable[tuple[str, int]]) -> N
     for batch in batches(messages, CHUNK):
         pairs = (word for gid, msgid in batch for word in (msgid, f"{gid}{SEPARATOR}{msgid}"))
         client.execute_once("ZADD", WITHDRAWN, *pairs)
+
+
+def wait_until_synced(client: RedisClient) -> None:
+    """Wait until what was written is on the disks of servers that have append-only files. Raise RedisUnavailable.
+
+    WAITAOF would say so, but Redis has it since 7.2 only, and speaks of the writes of one connection.
+    """
+    with driver_errors(client.address):
+        infos = [server.info("persistence") for _, server in primaries_of(client.driver)]
+    if any(info.get("aof_enabled") for info in infos):
+        time.sleep(SYNC_S)
 
 
 def forget_withdrawn(system: System, *, always: bool = False, on_progress: Progress | None = None) -> int:

@@ -99,6 +99,7 @@ def _end(system: System, uid: str) -> None:
     """End in SQL first: as long as Redis knows, nobody can be the new user of that name."""
     client, space = system.client, system.client.space
     append_only.note_recalled(client, [("", 0)])  # of no group: the next rewrite of the file removes names and texts
+    append_only.wait_until_synced(client)  # who loses the end once SQL has forgotten the erasure brings the name back
     erasures.end(system.database, uid)
     client.call_many([erasure_calls.end(space, p, uid) for p in range(space.partitions)])
 

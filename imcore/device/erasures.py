@@ -6,14 +6,14 @@ and comes back under that gid like one that was just joined.
 """
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 
 from imcore.chat import Chat
 from imcore.device.local_database import LocalDatabase
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable
 from imcore.model.direct import is_direct
-from imcore.operations.erased import erased_among
+from imcore.operations.erased import erased_among, erasure_counts
 from imcore.streams.keys import CONFIG, REBUILDING
 from imcore.util.batches import batches
 
@@ -37,24 +37,16 @@ def follow_erasures(chat: Chat, local: LocalDatabase) -> None:
         return  # groups that are missing may come back
     gids = [gid for (gid,) in local.rows(_GIDS, (str,))]
     known = dict(local.rows("SELECT gid, erased FROM erasures", (str, int)))
-    for gid, counts in _counts(chat, gids):
-        if counts is None:
-            _forget(local, gid)
-        elif counts != known.get(gid, 0):
-            with suppress(DatabaseUnavailable, DatabaseNotReady):
-                _replace_all(chat, local, gid)
-                with local.transaction() as connection:
-                    connection.execute(_NOTE, (gid, counts))
-    local.empty_log()
-
-
-def _counts(chat: Chat, gids: Sequence[str]) -> Iterator[tuple[str, int | None]]:
-    """Yield how many users were erased in each group; None for one that does not exist."""
-    client = chat.system.client
     for batch in batches(gids, PAGE):
-        metas = [("HMGET", client.space.group(gid).meta, "seq", "erasures") for gid in batch]
-        for gid, (seq, erased) in zip(batch, client.query_many(metas), strict=True):
-            yield gid, None if seq is None else int(erased) if erased and erased.isdigit() else 0
+        for gid, count in chat.performer.perform(erasure_counts(batch)).items():
+            if count is None:
+                _forget(local, gid)
+            elif count != known.get(gid, 0):
+                with suppress(DatabaseUnavailable, DatabaseNotReady):
+                    _replace_all(chat, local, gid)
+                    with local.transaction() as connection:
+                        connection.execute(_NOTE, (gid, count))
+    local.empty_log()
 
 
 def _forget(local: LocalDatabase, gid: str) -> None:

@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 from imcore import msgid as msgids
-from imcore.errors import TryAgain
+from imcore.errors import ErasuresChanged
 
 NO_TIME = 1 << 62
 """`MessageRow.sent_at_ms` of a stored time that cannot be read. It is never written."""
@@ -214,9 +214,9 @@ class Erasures:
         return row if alias is None else row.without_text()._replace(sender_uid=alias, client_msgid=None)
 
     def applied(self, batch: Batch) -> Batch:
-        """Return the rows of a batch without these names. Raise TryAgain if `batch.erasures` is another count."""
+        """Return the rows of a batch without these names. Raise ErasuresChanged if the batch knows another count."""
         if batch.erasures not in {None, self.count}:
-            raise TryAgain("the erasure of a user has begun or ended: what is to be stored is read again")
+            raise ErasuresChanged("the erasure of a user has begun or ended: what is to be stored is read again")
         return self._renamed(batch) if self.uids else batch
 
     def _renamed(self, batch: Batch) -> Batch:

@@ -1,14 +1,21 @@
-"""Which messages that somebody has are of users who were erased since."""
+"""What clients with databases of their own ask: which messages that they have are of users who were erased since."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from imcore import msgid as msgids
 from imcore.model.erased import is_alias
 from imcore.operations import queries
-from imcore.operations.effects import Effects, GetKeyspace, call
+from imcore.operations.effects import Effects, GetKeyspace, call, call_many
 from imcore.streams import wire
-from imcore.streams.calls import group_calls, message_calls
+from imcore.streams.calls import erasure_calls, group_calls, message_calls
+
+
+def erasure_counts(gids: Collection[str]) -> Effects[dict[str, int | None]]:
+    """Return by gid how many users were erased in a group; None for one that does not exist."""
+    space = yield from GetKeyspace()
+    counts = yield from call_many([erasure_calls.count(space, gid) for gid in gids])
+    return dict(zip(gids, counts, strict=True))
 
 
 def erased_among(gid: str, wanted: Sequence[int]) -> Effects[dict[int, str]]:

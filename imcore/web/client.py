@@ -179,12 +179,14 @@ class Client:
     async def _connect_anew(self, uid: str, given: Mapping[str, Any]) -> dict[str, object]:
         if self._is_closed:
             raise TryAgain("the socket is gone")
+        # Before the session reads any message: what it gets with a name that is erased later has a lower count.
+        erasures = await self.hub.erasures(given.get("after"))
         session = self.session = await self.hub.open(self, uid, **given)
         if self._is_closed:  # meanwhile
             self.hub.end(session)
         self._pause_or_resume()
         try:
-            return await self._connected(uid, await self.hub.starts(session))
+            return await self._connected(uid, await self.hub.starts(session, erasures))
         except BaseException:
             if not self._is_closed:
                 self._withdraw(session)

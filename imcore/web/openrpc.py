@@ -98,7 +98,16 @@ SCHEMAS: dict[str, Schema] = {
         {
             "uid": _TEXT,
             "dataset": _or_null(_TEXT),
-            "groups": list_of(_object({**_POSITION, "last_msgid": _or_null(_TEXT), "after": _or_null(_TEXT)})),
+            "groups": list_of(
+                _object(
+                    {
+                        **_POSITION,
+                        "last_msgid": _or_null(_TEXT),
+                        "after": _or_null(_TEXT),
+                        "erasures": _or_null(_COUNT),
+                    }
+                )
+            ),
         },
     ),
     "Confirmed": _object({"confirmed": _COUNT}),

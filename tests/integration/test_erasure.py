@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ from imcore.sql import erasures as sql_erasures
 from imcore.sql.database import Database
 from imcore.streams.calls import deletion_calls
 from imcore.streams.calls.repair_calls import GroupLock
+from imcore.streams.client import RedisClient
 from imcore.streams.dead_letters import list_dead, requeue
 from imcore.streams.keys import WITHDRAWN
 from tests.helpers.deadline import wait_until
@@ -402,6 +404,32 @@ def test_the_append_only_file_is_rewritten(with_file: tuple[Settings, Path]) -> 
         assert append_only.forget_withdrawn(chat.system) == 1
         wait_until(lambda: not any(files_with(word, file) for word in GONE), 3)
         assert chat.system.client.query("ZCARD", WITHDRAWN) == 0
+
+
+def test_sql_knows_of_it_until_servers_have_it_on_their_disks(
+    with_file: tuple[Settings, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that loses the last seconds, when SQL has forgotten the erasure, would bring name and texts back."""
+    wait, known = append_only.wait_until_synced, []
+
+    def noted(client: RedisClient) -> None:
+        begun = time.monotonic()
+        wait(client)
+        is_waiting = time.monotonic() - begun >= append_only.SYNC_S
+        known.append((is_waiting, chat.system.database.erasures().uids.keys(), leaks(chat, GONE)))
+
+    monkeypatch.setattr(append_only, "wait_until_synced", noted)
+    with Chat.connect(settings=with_file[0]) as chat:
+        chat.system.database.upgrade()
+        chat.create_group("team", [ANN, "bob"])
+        chat.send("team", TEXT, sender_uid=ANN, client_msgid=CID)
+        run_workers(chat)
+        chat.erase_user(ANN)
+
+    [(is_waiting, uids, found)] = known
+    assert is_waiting
+    assert uids == {ANN}
+    assert [where for where in found if where.startswith("Redis") and "erasing" not in where] == []
 
 
 def test_on_a_cluster(cluster: str, settings: Settings, sqlite_url: str) -> None:

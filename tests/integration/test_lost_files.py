@@ -1,6 +1,8 @@
 """Files that somebody removes or replaces while they are in use: this is noticed, and nothing is stored in vain."""
 
+import os
 import shutil
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -169,10 +171,12 @@ def test_an_empty_replacement_is_not_written(settings: Settings, file: Path) -> 
         chat.send(GID, "before", sender_uid="ann")
         wait_until(lambda: len(chat.system.database.messages_after(GID, 0)) == 1)
 
-        # When somebody begins a new database under a worker that runs
+        # When somebody begins a new database under a worker that runs (stopped meanwhile: without tables it would end)
+        os.kill(worker.pid, signal.SIGSTOP)
         file.unlink()
         with Database.connect(settings.database_url) as fresh:
             fresh.upgrade()
+        os.kill(worker.pid, signal.SIGCONT)
         chat.send(GID, "after", sender_uid="ann")
 
         # Then it says so, and stores nothing there

@@ -43,9 +43,12 @@ def test_every_public_function_is_known_and_every_parameter_has_a_strategy() -> 
 
 
 def test_random_calls_on_fakeredis(new_folder: Callable[[], Path]) -> None:
-    run_state_machine_as_test(
-        lambda: fuzzing(fakeredis.FakeRedis(server=fakeredis.FakeServer()), new_folder()), settings=fuzzed(15)
-    )
+    def machine() -> Fuzzing:
+        fuzzed_chat = fuzzing(fakeredis.FakeRedis(server=fakeredis.FakeServer()), new_folder())
+        fuzzed_chat.without = frozenset({"Chat.erase_user"})  # fakeredis has no XSETID, without which none is erased
+        return fuzzed_chat
+
+    run_state_machine_as_test(machine, settings=fuzzed(15))
 
 
 def test_random_calls_on_valkey(valkey: str, new_folder: Callable[[], Path]) -> None:

@@ -31,6 +31,16 @@ def alias(space: Keyspace, uid: str) -> Call[str | None]:
     return Call("", (), command, lambda answer: None if answer is None else wire.text(answer))
 
 
+def count(space: Keyspace, gid: str) -> Call[int | None]:
+    """Ask how many users were erased in a group; None if it does not exist."""
+
+    def decode(answer: Sequence[bytes | None]) -> int | None:
+        seq, erased = answer
+        return None if seq is None else int(erased) if erased and erased.isdigit() else 0
+
+    return Call("", (), ("HMGET", space.group(gid).meta, "seq", "erasures"), decode, gid)
+
+
 class Leaver(NamedTuple):
     """A user who leaves a group for good: the uid, the alias, and where the closed spans in the group began."""
 

@@ -129,6 +129,26 @@ class LocalDatabase {
     return this.#transaction(['groups'], 'readwrite', (groups) => this.#change(groups, gid, change));
   }
 
+  /** Forget what is here of a group that the user has left, or that has another name now. */
+  async forget(gid) {
+    return this.#transaction(['messages', 'groups'], 'readwrite', (messages, groups) => {
+      messages.delete(IDBKeyRange.bound([gid, 0], [gid, Infinity]));
+      if (isDirect(gid)) groups.delete(gid); // its gid may say the name of an erased user
+      else return this.#change(groups, gid, () => ({ left: true, ranges: [] }));
+    });
+  }
+
+  /** Forget the messages of a group if users were erased there since; return whether there were any. */
+  async followErasures(gid, erasures) {
+    return this.#transaction(['messages', 'groups'], 'readwrite', async (messages, groups) => {
+      const group = await answer(groups.get(gid));
+      if (!group || (group.erasures ?? 0) === erasures) return false;
+      messages.delete(IDBKeyRange.bound([gid, 0], [gid, Infinity]));
+      groups.put({ ...group, erasures, ranges: [] });
+      return true;
+    });
+  }
+
   async #change(groups, gid, change) {
     const group = (await answer(groups.get(gid))) ?? { gid, ranges: [], acked: 0 };
     await answer(groups.put({ ...group, ...change(group) }));
@@ -310,6 +330,10 @@ export function peerOf(gid, uid) {
 }
 
 export const isDirect = (gid) => gid.startsWith('dm:') || gid.startsWith('dm#');
+
+/** Whether a user was erased, or the other user of a one-to-one chat. imcore/model/erased.py makes such names. */
+export const isErased = (uid) => /^erased-[0-9a-f]{16}$/.test(uid);
+export const isErasedChat = (gid) => /^dm#[0-9a-f]{32}$/.test(gid);
 
 /** Run `work` while no other tab of this user does. Browsers have no locks for plain http on another host. */
 function alone(name, work) {
@@ -600,8 +624,13 @@ export class ImClient extends EventTarget {
     }
     const gids = new Set(groups.map(({ gid }) => gid));
     for (const gid of this.#groups.keys()) if (!gids.has(gid)) await this.#left(gid);
-    for (const { gid, last_ack_msgid, last_msgid, unread, after } of groups) {
+    let isErased = false;
+    for (const { gid, last_ack_msgid, last_msgid, unread, after, erasures } of groups) {
       const group = this.#group(gid);
+      if (erasures !== null && (await this.#local.followErasures(gid, erasures))) {
+        group.last = null;
+        isErased = true;
+      }
       connection.live.set(gid, pack(after));
       connection.newest.set(gid, pack(last_msgid));
       if (group.left) await this.#local.note(gid, () => ({ left: false }));
@@ -620,6 +649,10 @@ export class ImClient extends EventTarget {
     await this.#sendAcks();
     for (const gid of gids) await this.#recount(gid, false);
     this.#tell('groups');
+    if (isErased) {
+      this.#tell('reset');
+      this.#channel.postMessage({ kind: 'erased' });
+    }
     this.#drain();
     this.#fetchPreviews(connection);
   }
@@ -666,13 +699,14 @@ export class ImClient extends EventTarget {
     const group = this.#group(gid);
     if (group.left) return;
     Object.assign(group, { left: true, unread: 0 });
-    await this.#local.note(gid, () => ({ left: true }));
+    await this.#local.forget(gid);
     this.#connection?.live.delete(gid);
     this.#connection?.newest.delete(gid);
     this.#tell('groups');
   }
 
   #heardTab({ kind, gid, at }) {
+    if (kind === 'erased') this.#loadPreviews();
     if (kind === 'shown') this.#acked(gid, at);
     if (kind === 'queued' || kind === 'sent') this.#tell('outbox', { gid });
     if (kind === 'queued') this.#drain();
@@ -788,6 +822,14 @@ export class ImClient extends EventTarget {
       const { messages } = await this.messages(gid, { limit: 20 }).catch(() => ({ messages: [] }));
       if (messages.length) this.#tell('groups');
     }
+  }
+
+  /** Another tab has forgotten messages. */
+  async #loadPreviews() {
+    for (const [gid, group] of this.#groups) group.last = await this.#local.last(gid);
+    this.#tell('reset');
+    this.#tell('groups');
+    if (this.#connection) this.#fetchPreviews(this.#connection);
   }
 
   // --- Reading ---
@@ -1109,6 +1151,8 @@ const STRINGS = {
     loading: 'Loading…',
     missing: 'There are more messages here. They come when you are online again.',
     recalled: 'Message recalled',
+    erased: 'Message deleted',
+    erased_user: 'Deleted user',
     you: 'You',
     yourself: 'Notes to yourself',
     refused: (why) => `Not sent: ${why}`,
@@ -1175,6 +1219,8 @@ const STRINGS = {
     loading: '加载中…',
     missing: '这里还有消息，恢复连接后会显示。',
     recalled: '消息已撤回',
+    erased: '消息已删除',
+    erased_user: '已注销用户',
     you: '你',
     yourself: '给自己的笔记',
     refused: (why) => `未发送：${why}`,
@@ -1269,6 +1315,14 @@ function tintOf(name) {
 }
 
 /** waiting, sent, delivered, some or all; and how many have read a message, of how many. */
+/** What a person reads of a message. */
+function textOf({ sender_uid, content, recalled }) {
+  if (recalled) return T.recalled;
+  return isErased(sender_uid) ? T.erased : content;
+}
+
+const nameOf = (uid) => (isErased(uid) ? T.erased_user : uid);
+
 function tickOf({ state, read, unread, delivered }) {
   if (state === 'waiting') return { tick: 'waiting', label: T.tick_waiting };
   const all = (read ?? 0) + (unread ?? 0);
@@ -1499,11 +1553,11 @@ class Timeline {
     const isOwn = message.sender_uid === this.#client.uid;
     const isStored = message.at !== undefined;
     row.classList.toggle('own', isOwn);
-    row.classList.toggle('recalled', Boolean(message.recalled));
+    row.classList.toggle('recalled', Boolean(message.recalled) || isErased(message.sender_uid));
     row.classList.toggle('refused', message.state === 'refused');
     if (message.msgid) row.dataset.msgid = message.msgid;
     // Texts are data, never markup.
-    row.querySelector('.text').textContent = message.recalled ? T.recalled : message.content;
+    row.querySelector('.text').textContent = textOf(message);
     const date = isStored ? timeOf(message.at) : new Date(message.time);
     row.querySelector('.foot time').textContent = CLOCK.format(date);
     row.querySelector('.foot time').dateTime = date.toISOString();
@@ -1539,7 +1593,7 @@ class Timeline {
     if (isNewDay) day.textContent = dayOf(timeOf(message.at));
     const sender = row.querySelector('.sender');
     sender.hidden = !isFirst || message.sender_uid === this.#client.uid || isDirect(this.gid);
-    sender.textContent = message.sender_uid;
+    sender.textContent = nameOf(message.sender_uid);
     sender.dataset.tint = tintOf(message.sender_uid);
   }
 
@@ -1772,8 +1826,8 @@ class Page {
     if (this.#isOpen(gid) && !$('presence').textContent) this.#askPresence(); // the first message has made the chat
     if (unread && last)
       $('heard').textContent = T.heard(
-        this.#isOpen(gid) ? last.sender_uid : this.#titleOf(gid),
-        last.content || T.recalled,
+        this.#isOpen(gid) ? nameOf(last.sender_uid) : this.#titleOf(gid),
+        textOf(last),
       );
   }
 
@@ -1818,7 +1872,7 @@ class Page {
 
   #peerOf(gid) {
     const peer = peerOf(gid, this.#client.uid) ?? this.#peers.get(gid) ?? null;
-    if (peer === null && isDirect(gid) && !this.#peers.has(gid)) this.#learnPeer(gid);
+    if (peer === null && isDirect(gid) && !isErasedChat(gid) && !this.#peers.has(gid)) this.#learnPeer(gid);
     return peer;
   }
 
@@ -1833,6 +1887,7 @@ class Page {
   }
 
   #titleOf(gid) {
+    if (isErasedChat(gid)) return T.erased_user;
     const peer = this.#peerOf(gid);
     return peer === null ? gid : peer === this.#client.uid ? T.yourself : peer;
   }
@@ -1877,10 +1932,10 @@ class Page {
     return item;
   }
 
-  #preview(gid, { sender_uid, content, recalled }) {
-    const text = recalled ? T.recalled : content.slice(0, 200);
-    if (sender_uid === this.#client.uid) return T.heard(T.you, text);
-    return isDirect(gid) ? text : T.heard(sender_uid, text);
+  #preview(gid, message) {
+    const text = textOf(message).slice(0, 200);
+    if (message.sender_uid === this.#client.uid) return T.heard(T.you, text);
+    return isDirect(gid) ? text : T.heard(nameOf(message.sender_uid), text);
   }
 
   #choose(button) {
@@ -2131,7 +2186,7 @@ function personItem({ uid, time }) {
   const item = clone('person');
   const [avatar, name, at] = item.children;
   paint(avatar, uid, true);
-  name.textContent = uid;
+  name.textContent = nameOf(uid);
   if (time) [at.textContent, at.dateTime] = [shortTime(new Date(time)), time];
   return item;
 }

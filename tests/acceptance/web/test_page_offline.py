@@ -171,7 +171,7 @@ def test_a_refused_message_says_why_and_can_be_deleted(people: People, stack: Pa
 
     # And it can be deleted
     ann.page.get_by_role("button", name="Delete").click()
-    ann.wait_for_texts("and another one")
+    wait_until(lambda: ann.texts() == ["and another one"])
 
 
 def test_two_tabs_of_a_user_are_one_outbox(people: People, stack: PageStack, numbered: Numbered) -> None:

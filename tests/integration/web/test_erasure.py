@@ -1,10 +1,12 @@
 """A server erases a user over the network."""
 
+import asyncio
+
 import pytest
 
 from imcore import Chat
 from tests.helpers.web import token
-from tests.helpers.web_server import WebServer
+from tests.helpers.web_server import WebClient, WebServer
 
 
 def test_a_server_may(web: WebServer, chat: Chat, gid: str) -> None:
@@ -27,3 +29,20 @@ def test_a_user_may_not(web: WebServer, chat: Chat, gid: str, uid: str) -> None:
 def test_a_server_says_whom(web: WebServer) -> None:
     answer = web.rpc("erase_user", bearer=token("server", role="server"))
     assert answer["error"]["data"]["error"] == "InvalidInput"
+
+
+def test_a_client_learns_that_what_it_has_may_name_an_erased_user(web: WebServer, chat: Chat, gid: str) -> None:
+    async def erasures(**options: object) -> int | None:
+        async with WebClient(web.url, "ann") as ann:
+            groups = (await ann.connect(**options))["groups"]
+            [count] = [each["erasures"] for each in groups if each["gid"] == gid]
+            return count
+
+    uid = f"user of {gid}"
+    chat.add_members(gid, [uid])
+    sent = chat.send(gid, "mine", sender_uid=uid)
+    after = {gid: sent.msgid, "a group that is not": sent.msgid}
+    assert asyncio.run(erasures()) is None
+    assert asyncio.run(erasures(after=after)) == 0
+    chat.erase_user(uid)
+    assert asyncio.run(erasures(after=after)) == 1
