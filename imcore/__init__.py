@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from imcore.gateway.async_gateway import AsyncGateway
     from imcore.gateway.async_listener import AsyncListener
     from imcore.gateway.fanout import (
+        Ended,
         Event,
         Gap,
         Joined,
@@ -51,6 +52,7 @@ __all__ = [
     "AsyncListener",
     "Chat",
     "Draft",
+    "Ended",
     "ErasedUser",
     "Event",
     "Gap",
@@ -94,7 +96,7 @@ _PLACES = {
     "errors": "errors",
     "msgid": "msgid",
     **dict.fromkeys(("Event", "NewMessage", "ReceiptsChanged", "PositionMoved", "Gap"), "gateway.fanout"),
-    **dict.fromkeys(("Joined", "Left", "Session", "SessionStart"), "gateway.fanout"),
+    **dict.fromkeys(("Ended", "Joined", "Left", "Session", "SessionStart"), "gateway.fanout"),
 }
 """The modules of what is not in `model.values`; `errors` and `msgid` are modules themselves."""
 

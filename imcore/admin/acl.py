@@ -55,8 +55,11 @@ _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
 }
 """Commands of the functions for users' calls, by the kinds of keys on which they run."""
 
-_USER_KEYS = dict.fromkeys([*(kind for kinds in _USER_COMMANDS for kind in kinds), "deleting", "erasing"])
-"""The kinds of keys of these functions; they only read `deleting` and `erasing`."""
+_READ_ONLY = ("deleting", "erasing", "ended_sessions")
+"""Kinds of keys that these functions only read."""
+
+_USER_KEYS = dict.fromkeys([*(kind for kinds in _USER_COMMANDS for kind in kinds), *_READ_ONLY])
+"""The kinds of keys of these functions."""
 
 _CHANGES = (
     *("fcall", "hset", "rpush", "sadd", "spublish", "srem", "xadd", "xgroup|create", "xgroup|destroy", "xgroup|setid"),
@@ -79,6 +82,7 @@ _REPLACEMENTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("groups_of", "dirty", "sessions", "dead_shadow"): ("unlink",),
     ("idempotency_older", "stream", *_OF_DELETED_GROUPS): ("unlink",),
     ("version",): ("set",),
+    ("ended_sessions",): ("pexpire",),
 }
 """Commands that delete or replace a whole key: a worker may run them on some kinds of keys only."""
 
@@ -100,7 +104,8 @@ _OF_RQ = (
 
 _ONE_PER_PARTITION = {
     *("journal", "groups", "online", "online_ms", "version", "rebuilt", "creating", "unnotified"),
-    *("rewrites", "deleting", "receipts_off", "last_seen", "erasing", "dead", "dead_shadow"),
+    *("rewrites", "deleting", "receipts_off", "last_seen", "erasing", "ended_sessions", "dead"),
+    "dead_shadow",
 }
 """Kinds with one key per partition. All others have one per gid or uid."""
 

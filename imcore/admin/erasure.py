@@ -3,7 +3,9 @@
     note it (Redis, SQL) -> hide all groups -> journals, spans -> texts in SQL -> streams -> end
 
 The user is called `erased-` and 16 random hex digits from then on. Killed anywhere, the same call continues. Once all
-groups are hidden no answer has name or text, and what follows removes them from where they are stored.
+groups are hidden no answer has name or text, and what follows removes them from where they are stored. SQL knows of the
+erasure until the servers have it on their disks: a server that was started anew meanwhile may have lost some of it, so
+all is done again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,12 +28,16 @@ from imcore.streams import wire
 from imcore.streams.calls import erasure_calls, group_calls
 from imcore.streams.client import CHUNK, RedisClient
 from imcore.streams.keys import SEPARATOR, WITHDRAWN
+from imcore.streams.redis_errors import driver_errors
+from imcore.streams.server_info import servers_of
 from imcore.system import System
 from imcore.util.batches import batches, grouped
 from imcore.util.deadlines import attempts
 
 Progress = Callable[[int, int], None]
 """Gets the number of groups whose streams are free of the user, and of all groups."""
+
+_TRIES = 5
 
 PATIENCE_S = 30.0
 """How long to wait for a group whose stream another process rewrites or repairs."""
@@ -64,15 +70,31 @@ def erase_user(system: System, uid: str, *, on_progress: Progress | None = None)
     _refuse_rebuild(system)
     for gid in deletion.unfinished(system):
         deletion.end(system, gid)
+    for _ in range(_TRIES):
+        begun = _processes(system.client)
+        messages = _erase(system, uid, on_progress or (lambda *_: None))
+        append_only.wait_until_synced(system.client)
+        if _processes(system.client) == begun:
+            _end(system, uid)
+            return ErasedUser(uid, messages)
+    raise TryAgain("Redis is started anew all the time: repeat it when it stays")
+
+
+def _processes(client: RedisClient) -> list[tuple[str, str | None]]:
+    """Return the servers, each with what identifies its process: another one may have lost the last writes."""
+    with driver_errors(client.address):
+        return [(server.node, server.run_id) for server in servers_of(client.driver, asks_config=False)]
+
+
+def _erase(system: System, uid: str, shown: Progress) -> int:
+    """Take all steps but the end; return how many messages that concerns."""
     erasure = Erasure(system, uid, _begin(system, uid))
-    shown = on_progress or (lambda *_: None)
     with _all_locked(system) as renew:
         found = _hide_all(system, erasure, renew)
     _empty_sql(system, erasure, found)
     _free_streams(system, erasure, found, shown)
     _clean_rest(system, erasure, found)
-    _end(system, uid)
-    return ErasedUser(uid, found.messages)
+    return found.messages
 
 
 def _refuse_rebuild(system: System) -> None:
@@ -98,10 +120,15 @@ def _begin(system: System, uid: str) -> str:
 def _end(system: System, uid: str) -> None:
     """End in SQL first: as long as Redis knows, nobody can be the new user of that name."""
     client, space = system.client, system.client.space
-    append_only.note_recalled(client, [("", 0)])  # of no group: the next rewrite of the file removes names and texts
-    append_only.wait_until_synced(client)  # who loses the end once SQL has forgotten the erasure brings the name back
+    _note_file(client)
     erasures.end(system.database, uid)
     client.call_many([erasure_calls.end(space, p, uid) for p in range(space.partitions)])
+    _note_file(client)  # again: it may have been rewritten between these
+
+
+def _note_file(client: RedisClient) -> None:
+    """Let the next rewrite of the append-only file, which has names and texts, be due. The note is of no group."""
+    append_only.note_recalled(client, [("", 0)])
 
 
 @contextmanager
@@ -140,9 +167,13 @@ def _hide_all(system: System, erasure: Erasure, renew: Callable[[], None]) -> _F
     unstored = erasure.unstored_messages(backlog, found.moved)
     _hide(erasure, unstored.keys() - found.gids, closed, found, renew)
     found.deleted = erasures.deleted_chats(database, erasure.uid)
+    changed = {**dict.fromkeys(found.deleted, ""), **found.moved}
+    by_partition = grouped((space.partition_of(gid), gid) for gid in sorted(found.gids))
     for partition in partitions:
         client.call_many(erasure_calls.drop_user(space, partition, erasure.uid))
-        erasure.clean_journal(partition, {**dict.fromkeys(found.deleted, ""), **found.moved})
+        # In this order: a dead letter may return to the journal.
+        erasure.clean_dead_letters(partition, changed, by_partition.get(partition, ()))
+        erasure.clean_journal(partition, changed)
         renew()
     erasure.store_groups(found.moved)
     found.writes_in = {found.moved.get(gid, gid) for gid in (*unstored, *erasures.written_in(database, erasure.names))}
@@ -187,7 +218,7 @@ def _free_streams(system: System, erasure: Erasure, found: _Found, shown: Progre
     for number, gid in enumerate(sorted(found.gids), 1):
         k = space.group(gid)
         erasure.drop_client_msgids(k)
-        if gid in found.writes_in:
+        if gid in found.writes_in or erasure.is_in_stream(k):
             kept += not _rewrite(system, gid, erasure.uid)
         else:
             client.call(erasure_calls.unhide(k, erasure.uid))
@@ -210,7 +241,7 @@ def _rewrite(system: System, gid: str, uid: str) -> bool:
 
 
 def _clean_rest(system: System, erasure: Erasure, found: _Found) -> None:
-    """Clean dead letters, and the notes of recalled messages in chats whose gids say the name."""
+    """Clean new dead letters, and the notes of recalled messages in chats whose gids say the name."""
     client, space = system.client, system.client.space
     by_partition = grouped((space.partition_of(gid), gid) for gid in sorted(found.gids))
     for partition in range(space.partitions):

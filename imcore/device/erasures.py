@@ -1,7 +1,7 @@
 """What a local database has of users who were erased: it goes at the beginning of the next session.
 
-A group says how many users were erased in it. If this device knows another number, it asks who has sent the messages
-that it has, and replaces what has changed. A one-to-one chat with an erased user has another gid: the local one goes,
+A group names the latest erasure in it. If this device knows another one, it asks who has sent the messages that it has,
+and replaces what has changed. A one-to-one chat with an erased user has another gid: the local one goes,
 and comes back under that gid like one that was just joined.
 """
 
@@ -13,7 +13,7 @@ from imcore.chat import Chat
 from imcore.device.local_database import LocalDatabase
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable
 from imcore.model.direct import is_direct
-from imcore.operations.erased import erased_among, erasure_counts
+from imcore.operations.erased import erased_among, latest_erasures
 from imcore.streams.keys import CONFIG, REBUILDING
 from imcore.util.batches import batches
 
@@ -26,7 +26,7 @@ _REPLACE = """
 UPDATE messages SET sender_uid = ?, content = '', client_msgid = NULL, meta = NULL
 WHERE gid = ? AND msgid = ? AND sender_uid <> ?
 """
-_NOTE = "INSERT INTO erasures VALUES (?, ?) ON CONFLICT (gid) DO UPDATE SET erased = excluded.erased"
+_NOTE = "INSERT INTO erasures VALUES (?, ?) ON CONFLICT (gid) DO UPDATE SET erasure = excluded.erasure"
 _TABLES = ("messages", "tallies", "resume_points", "peers", "erasures")
 
 
@@ -36,16 +36,16 @@ def follow_erasures(chat: Chat, local: LocalDatabase) -> None:
     if client.query("HGET", CONFIG, REBUILDING):
         return  # groups that are missing may come back
     gids = [gid for (gid,) in local.rows(_GIDS, (str,))]
-    known = dict(local.rows("SELECT gid, erased FROM erasures", (str, int)))
+    known = dict(local.rows("SELECT gid, erasure FROM erasures", (str, str)))
     for batch in batches(gids, PAGE):
-        for gid, count in chat.performer.perform(erasure_counts(batch)).items():
-            if count is None:
+        for gid, erasure in chat.performer.perform(latest_erasures(batch)).items():
+            if erasure is None:
                 _forget(local, gid)
-            elif count != known.get(gid, 0):
+            elif erasure != known.get(gid, ""):
                 with suppress(DatabaseUnavailable, DatabaseNotReady):
                     _replace_all(chat, local, gid)
                     with local.transaction() as connection:
-                        connection.execute(_NOTE, (gid, count))
+                        connection.execute(_NOTE, (gid, erasure))
     local.empty_log()
 
 

@@ -23,7 +23,7 @@ from imcore.util.backoff import ThrottledLog
 SCHEMA_VERSION = 6
 
 # Every message of the owner has a row in `tallies`: `unread` is NULL until this device has asked, and 0 at the end.
-# `erasures` says how many users had been erased in a group when this device last removed their names and texts.
+# `erasures` names the latest erasure in a group when this device last removed names and texts.
 _SCHEMA = """
 CREATE TABLE owner (uid TEXT NOT NULL, dataset TEXT, begun INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE messages (
@@ -37,7 +37,7 @@ CREATE TABLE tallies (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX perhaps_unread ON tallies (msgid, gid) WHERE unread IS NOT 0;
 CREATE TABLE resume_points (gid TEXT PRIMARY KEY, msgid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE erasures (gid TEXT PRIMARY KEY, erased INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE erasures (gid TEXT PRIMARY KEY, erasure TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE peers (gid TEXT PRIMARY KEY, uid TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, gid TEXT NOT NULL, to_uid TEXT, content TEXT NOT NULL,

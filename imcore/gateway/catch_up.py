@@ -7,10 +7,11 @@ from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all
 from imcore.gateway.channels import Channels
 from imcore.gateway.cursor import Cursor, ResumePoint
 from imcore.gateway.delivery_queue import DeliveryQueue
-from imcore.gateway.fanout import GroupSubscribers, Joined, Left, Session
+from imcore.gateway.fanout import Joined, Left, Session
 from imcore.gateway.own_positions import OwnPositions
 from imcore.gateway.scheduler import DelayQueue
 from imcore.gateway.sessions import ReceiptDelivery
+from imcore.gateway.subscribers import GroupSubscribers
 from imcore.model.values import Message
 from imcore.operations import queries
 from imcore.operations.effects import Effects, call_apart

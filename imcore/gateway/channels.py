@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from imcore.errors import RedisUnavailable
-from imcore.gateway.fanout import GroupSubscribers, Session
+from imcore.gateway.fanout import Session
+from imcore.gateway.subscribers import GroupSubscribers
 from imcore.operations.effects import ChangeChannels, Effects, OpenSubscription, PingSubscription
 from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Backoff, Clock

@@ -20,26 +20,19 @@ After a gap in the seqs or a lost subscription it pulls, and a session that has 
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from imcore.errors import (
-    ConfigurationError,
-    ImError,
-    InvalidInput,
-    NotMember,
-    RedisUnavailable,
-    TryAgain,
-    UnknownGroup,
-)
+from imcore.errors import ConfigurationError, ImError, InvalidInput, NotMember, RedisUnavailable, TryAgain, UnknownGroup
 from imcore.gateway.ack_sender import ack_sender
 from imcore.gateway.catch_up import CatchUp
 from imcore.gateway.channels import ChannelOwner, Channels, Inbox, Resubscription
 from imcore.gateway.cursor import ResumePoint
 from imcore.gateway.delivery_queue import DeliveryQueue
-from imcore.gateway.fanout import Event, GroupSubscribers, NewMessage, ReceiptsChanged, Session
+from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
 from imcore.gateway.options import GatewayOptions
 from imcore.gateway.own_positions import OwnPositions
 from imcore.gateway.request import SessionRequest
 from imcore.gateway.scheduler import Scheduler
 from imcore.gateway.sessions import Heartbeat, ReceiptConfirmation, ReceiptDelivery
+from imcore.gateway.subscribers import GroupSubscribers
 from imcore.model.values import Receipt
 from imcore.operations import queries
 from imcore.operations.effects import Effects, call_each, raised
@@ -76,7 +69,7 @@ class Core:
             *(options.page_bytes, log, clock),
         )
         polls = options.receipts == "poll"
-        self._heartbeat = Heartbeat(space, settings, self._sessions, self._receipts, polls, log, clock)
+        self._heartbeat = Heartbeat(space, settings, self._sessions, self._receipts, polls, log, clock, self._erased)
         every_s, on_open = self._heartbeat.every_s, self._receipts.forget_versions
         self._resubscription = Resubscription(self._channels, every_s, on_open, clock)
         # Resubscription is last: channels that the others open are then subscribed in the same step.
@@ -186,6 +179,12 @@ class Core:
             self._acks.forget(ending)
         self._heartbeat.end_soon(ending)
         self._forget(ending)
+
+    def _erased(self, session: Session) -> None:
+        """End a session whose user was erased. There is nothing to end at the server, and nothing to ack."""
+        self._acks.forget([session])
+        self._forget([session])
+        self.deliveries.told_end(session)
 
     def _forget(self, ending: Sequence[Session]) -> None:
         self.deliveries.end(ending)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from imcore import msgid as msgids
 from imcore.gateway.cursor import ResumePoint
-from imcore.gateway.fanout import Event, Gap, Joined, Left, NewMessage, PositionMoved, Recipients, Session
+from imcore.gateway.fanout import Ended, Event, Gap, Joined, Left, NewMessage, PositionMoved, Recipients, Session
 
 
 @dataclass(slots=True)
@@ -67,6 +67,11 @@ class DeliveryQueue:
 
     def end(self, sessions: Iterable[Session]) -> None:
         self._ended.update(sessions)
+
+    def told_end(self, session: Session) -> None:
+        """Take a session out of all ready events, and let it get one more, which says that it has ended."""
+        self.ready = [*_without(self.ready, [session]), Ended(session.as_recipients)]
+        self._ended.discard(session)
 
     def retract(self, session: Session, gid: str) -> None:
         """Take a session out of the events of a group, whose messages it will get again."""

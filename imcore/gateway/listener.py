@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Self
 
 from imcore import msgid as msgids
-from imcore.gateway.fanout import Event, NewMessage, PositionMoved, ReceiptsChanged, Session
+from imcore.errors import SessionExpired
+from imcore.gateway.fanout import Ended, Event, NewMessage, PositionMoved, ReceiptsChanged, Session
 from imcore.gateway.gateway import Gateway
 from imcore.gateway.request import StartMode
 from imcore.model.values import Message, Receipt
@@ -86,6 +87,9 @@ def resume_points_of(session: Session) -> dict[str, str]:
 
 
 def items_of(event: Event) -> tuple[Item, ...]:
+    """Return what one session yields of an event. Raise SessionExpired if its user was erased."""
+    if isinstance(event, Ended):
+        raise SessionExpired("the user of this session was erased")
     if isinstance(event, NewMessage):
         return (event.message,)
     if isinstance(event, PositionMoved):

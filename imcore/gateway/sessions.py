@@ -1,11 +1,11 @@
 """Sessions at the server: their heartbeats, and the receipts that wait for them or that they have got. No I/O."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from imcore.errors import ImError, SessionExpired, TryAgain
+from imcore.errors import ImError, SessionExpired, TryAgain, UserErasing
 from imcore.gateway.channels import Inbox
 from imcore.gateway.delivery_queue import DeliveryQueue
 from imcore.gateway.fanout import ReceiptsChanged, Recipients, Session
@@ -205,6 +205,8 @@ class Heartbeat:
     _polls_receipts: bool
     _log: ThrottledLog
     _clock: Clock
+    _on_erased: Callable[[Session], None]
+    """Gets a session whose user was erased."""
 
     def __post_init__(self) -> None:
         self._next = self._clock() + self.every_s
@@ -259,10 +261,11 @@ class Heartbeat:
         expired = [session for session, error in refused.items() if isinstance(error, SessionExpired)]
         opened = yield from call_each([self.call(session, opens=True) for session in expired])
         for session, answer in zip(expired, opened, strict=True):
-            if isinstance(answer, ImError):
+            del refused[session]
+            if isinstance(answer, UserErasing | SessionExpired):
+                self._on_erased(session)
+            elif isinstance(answer, ImError):
                 refused[session] = answer
-            else:
-                del refused[session]
         return self._may_pass(refused)
 
     def _refused(self, sessions: Sequence[Session], calls: Sequence[Call[int]]) -> Effects[dict[Session, ImError]]:

@@ -11,11 +11,11 @@ from imcore.streams import wire
 from imcore.streams.calls import erasure_calls, group_calls, message_calls
 
 
-def erasure_counts(gids: Collection[str]) -> Effects[dict[str, int | None]]:
-    """Return by gid how many users were erased in a group; None for one that does not exist."""
+def latest_erasures(gids: Collection[str]) -> Effects[dict[str, str | None]]:
+    """Return by gid what names the latest erasure of a user in a group, "" without one; None if there is no group."""
     space = yield from GetKeyspace()
-    counts = yield from call_many([erasure_calls.count(space, gid) for gid in gids])
-    return dict(zip(gids, counts, strict=True))
+    erasures = yield from call_many([erasure_calls.latest(space, gid) for gid in gids])
+    return dict(zip(gids, erasures, strict=True))
 
 
 def erased_among(gid: str, wanted: Sequence[int]) -> Effects[dict[int, str]]:

@@ -4,6 +4,9 @@ The partition of a uid has the user's choice. All other partitions have copies, 
 partition only. The worker `persist` copies it again, in case the process that set it died over that.
 """
 
+from contextlib import suppress
+
+from imcore.errors import UserErasing
 from imcore.model.limits import USER_RECEIPTS, check_choice, check_name
 from imcore.model.values import UserPolicy
 from imcore.operations.effects import Effects, GetKeyspace, call, call_many
@@ -33,10 +36,11 @@ def _is_off(space: Keyspace, uid: str) -> Effects[bool]:
 
 
 def spread(uid: str) -> Effects[None]:
-    """Copy a user's choice to all partitions; again, if it was changed meanwhile."""
+    """Copy a user's choice to all partitions; again, if it was changed meanwhile. That of an erased user goes."""
     space = yield from GetKeyspace()
     others = [partition for partition in range(space.partitions) if partition != space.partition_of(uid)]
     copied = None
     while others and copied != (is_off := (yield from _is_off(space, uid))):
-        yield from call_many([policy_calls.set_receipts(space, each, uid, is_off=is_off) for each in others])
+        with suppress(UserErasing):
+            yield from call_many([policy_calls.set_receipts(space, each, uid, is_off=is_off) for each in others])
         copied = is_off

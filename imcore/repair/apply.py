@@ -9,12 +9,13 @@ leave meanwhile are done again.
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
 from imcore import msgid as msgids
-from imcore.errors import TryAgain
+from imcore.errors import ErasuresChanged, TryAgain
 from imcore.model.rows import Batch, GroupRow, SpanRow, WatermarkRow
 from imcore.repair import deletion, erasure, locks, window
 from imcore.repair.bookmarks import Bookmarks
@@ -89,9 +90,12 @@ def mend(
     if lock is None:
         with PartitionLock(system, partition, wait_s=locks.LOCK_MS / 1000 + 1) as own:
             return mend(system, gid, since=since, lock=own, is_older=is_older, lost_all=lost_all)
-    gid = erasure.settle(system, gid)
-    begun = Mended(groups=1, behind=0 if lost_all or gid in window.unfinished(system, partition) else None)
-    return _mend(system, gid, begun, since, lock, is_older=is_older or lost_all)
+    for _ in range(TRIES):
+        gid = erasure.settle(system, gid)
+        begun = Mended(groups=1, behind=0 if lost_all or gid in window.unfinished(system, partition) else None)
+        with suppress(ErasuresChanged):  # what was read may have the names
+            return _mend(system, gid, begun, since, lock, is_older=is_older or lost_all)
+    raise TryAgain(f"erasures of users begin and end too fast to mend {gid!r} now")
 
 
 def _mend(system: System, gid: str, total: Mended, since: int | None, lock: PartitionLock, *, is_older: bool) -> Mended:
@@ -175,7 +179,7 @@ class _Attempt(Planner):
         rows = [row for spans in plan.spans.values() for row in spans.rows]
         if plan.resets:  # which positions hold is clear only after the swap: the journal will say so
             rows = [row._replace(acked_msgid=row.joined_msgid, delivered_msgid=None) for row in rows]
-        batch = Batch(spans=rows)
+        batch = Batch(spans=rows, erasures=self._erasures.count)
         if not queries.listed(self._database, [self._gid]):
             batch.groups.append(GroupRow(self._gid, self.backlog.created_ms or now_ms()))
         self._database.write(batch)
@@ -188,7 +192,7 @@ class _Attempt(Planner):
         for batch in batches(self.placed(plan), PAGE):
             new = [placed.row for placed in batch if placed.stored is None]
             rows = [row.without_text() if row.msgid in recalled else row for row in new]
-            self._database.write(Batch(messages=rows))
+            self._database.write(Batch(messages=rows, erasures=self._erasures.count))
             self._lock.renew()
             yield batch
 
@@ -250,7 +254,8 @@ class _Attempt(Planner):
         bookmarks = Bookmarks(stored, live, self.backlog, later, bound=plan.bound, latest_change=latest)
         members = self._at_offsets([row for row in plan.rows if row.left_msgid is None and row.uid in bookmarks.uids])
         wanted = bookmarks.orders(members, plan.newest, packed(plan.journal_end), is_older=self._is_older)
-        corrections.set_bookmarks(self._database, self._gid, wanted.in_sql, wanted.gone)
+        known = self._erasures.count
+        corrections.set_bookmarks(self._database, self._gid, wanted.in_sql, wanted.gone, erasures=known)
         self._marks = wanted.marks
         missed = wanted.changing
         for batch in batches(wanted.in_redis, PAGE):
@@ -281,13 +286,13 @@ class _Attempt(Planner):
                 *paged(owners, partial(repair_calls.restore_own_unacked, k, trimmed=trimmed)),
                 *paged(plan.reidentified, partial(repair_calls.restore_idempotency, k, for_ms=once_ms, correct=True)),
                 *paged(members if plan.resets else (), partial(repair_calls.resync, k)),
-                *erasure.restore_count(k, plan.rows),
+                *erasure.restore_latest(k, plan.rows),
             ]
         )
         # All of them: a group that is new in Redis, or that somebody has died over, may know none.
         for call in client_msgids(self._system, [self._gid], after=oldest_client_msgid(self._system, k.meta)):
+            self._lock.renew()  # before it: they may be an erased user's by now
             self._client.call(call)
-            self._lock.renew()
 
     def _trimmed_own(self, plan: Plan) -> dict[str, list[int]]:
         trimmed = trimmed_own(self._system, [self._gid], plan.trim.msgid).get(self._gid, {})

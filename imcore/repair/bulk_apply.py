@@ -36,6 +36,7 @@ class BulkApply:
         self._database = system.database
         self._space = system.client.space
         self._known_after = known_after
+        self._erasures = system.database.erasures().count
         self._gids = gids
         self._trim = trim
         self._waiting: list[Call[Any]] = []
@@ -129,7 +130,7 @@ class BulkApply:
             self._later(repair_calls.spans(self._locks[gid], list(map(_order, batch)), self._trim))
         members = {span.uid: span for span in self._spans[gid] if span.left_msgid is None}
         wanted = self._bookmarks[gid].orders(members, self._newest[gid].msgid, 0, is_older=True)
-        corrections.set_bookmarks(self._database, gid, wanted.in_sql, wanted.gone)
+        corrections.set_bookmarks(self._database, gid, wanted.in_sql, wanted.gone, erasures=self._erasures)
         for orders in batches(wanted.in_redis, PAGE):
             self._later(repair_calls.bookmarks(self._locks[gid], orders))
 
@@ -141,8 +142,9 @@ class BulkApply:
         self._flush()
 
     def _add_rest(self, gids: Sequence[str]) -> None:
-        """Restore client_msgids, recalls, own messages past the offset, and the numbers of erased users."""
-        self._later(*(call for gid in gids for call in erasure.restore_count(self._space.group(gid), self._spans[gid])))
+        """Restore client_msgids, recalls, own messages past the offset, and that users were erased."""
+        for gid in gids:
+            self._later(*erasure.restore_latest(self._space.group(gid), self._spans[gid]))
         for call in client_msgids(self._system, gids, after=self._known_after):
             self._later(call)
         if self._trim.msgid:  # a shadow notes the recalls of its messages

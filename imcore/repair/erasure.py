@@ -4,9 +4,10 @@ So whatever repairs a group while an erasure is under way, or was broken off, fi
 in Redis they are hidden, SQL and the journal have the alias. Every step may be repeated. See `lua/erasure.lua`.
 """
 
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 from imcore import msgid as msgids
@@ -18,7 +19,7 @@ from imcore.repair import locks, window
 from imcore.sql import erasures, queries
 from imcore.streams.calls import erasure_calls, group_calls, journal_calls
 from imcore.streams.calls.call import Call
-from imcore.streams.calls.erasure_calls import Erased, Leaver
+from imcore.streams.calls.erasure_calls import DeadPage, Erased, Leaver
 from imcore.streams.calls.repair_calls import GroupLock
 from imcore.streams.calls.rewrite_calls import REWRITE
 from imcore.streams.client import CHUNK
@@ -39,7 +40,7 @@ _TRIES = 20
 
 @dataclass(slots=True)
 class Backlog:
-    """What the journals say of a user that no worker has stored."""
+    """What the journals say of a user that no worker has stored, and the dead letters that none could store."""
 
     spans: dict[str, set[int]] = field(default_factory=dict)
     """By gid, where spans of the user began."""
@@ -104,10 +105,10 @@ class Erasure:
         known = self._database.erasures().gids
         named = [gid for gid in gids if says_names(gid)]
         new = {gid: known.get(gid) or self._random_gid(gid) for gid in named}
-        return erasures.begin_chats(self._database, self.uid, new) if new else {}
+        return erasures.begin_chats(self._database, *self.names, new) if new else {}
 
     def _calls(self, lock: GroupLock, closed: Iterable[int]) -> Iterator[Call[bool]]:
-        for part in list(batches(sorted(closed), SPANS_AT_ONCE)) or [[]]:
+        for part in batches(sorted({0, *closed}), SPANS_AT_ONCE):  # from 0 on: the members at the creation
             yield erasure_calls.erase(lock, Leaver(self.uid, self.alias, part))
 
     def _hide_chat(self, lock: GroupLock, new_gid: str | None, closed: Iterable[int]) -> None:
@@ -115,7 +116,7 @@ class Erasure:
         if new_gid is None:
             return
         gid, space = lock.k.gid, self._client.space
-        leaver, rebuilt = Leaver(self.uid, self.alias, sorted(closed)), space.rebuilt(self._partition_of(gid))
+        leaver, rebuilt = Leaver(self.uid, self.alias, sorted({0, *closed})), space.rebuilt(self._partition_of(gid))
         for _ in range(_TRIES):
             others = [uid for uid in self._members(gid) if uid != self.uid]
             call = erasure_calls.erase_chat(lock, leaver, space.group(new_gid), others, rebuilt)
@@ -148,8 +149,21 @@ class Erasure:
 
     def clean_dead_letters(self, partition: int, gids: Mapping[str, str], others: Sequence[str]) -> None:
         """Let no dead letter name the user, nor have a reason that may."""
-        erased = Erased(*self.names, gids, others)
-        self._client.call(erasure_calls.clean_dead_letters(self._client.space, partition, erased))
+        erased, page = Erased(*self.names, gids, others), DeadPage()
+        while True:
+            page = self._client.call(erasure_calls.clean_dead_letters(self._client.space, partition, page, erased))
+            if not page.after:
+                return
+            if page.after == erasure_calls.AGAIN:
+                page = DeadPage()
+
+    def is_in_stream(self, k: GroupKeys) -> bool:
+        """Return whether the stream of a group has a message of the user: nothing else may know it any more."""
+        after = "-"
+        while after not in {"", erasure_calls.FOUND}:
+            first = after if after == "-" else f"({after}"
+            after = self._client.call(erasure_calls.writes(k, self.uid, first))
+        return after == erasure_calls.FOUND
 
     def drop_client_msgids(self, k: GroupKeys) -> None:
         for table in (k.idempotency_newer, k.idempotency_older):  # in this order: a rotation moves the newer one
@@ -168,7 +182,7 @@ class Erasure:
     def backlog(self, partitions: Iterable[int]) -> Backlog:
         found = Backlog()
         for partition in partitions:
-            for entry in window.undone(self._client, partition):
+            for entry in chain(window.undone(self._client, partition), window.dead(self._client, partition)):
                 event = entry.event
                 if isinstance(event, Sent):
                     found.sent[event.gid] = min(event.first, found.sent.get(event.gid, event.first))
@@ -203,9 +217,9 @@ class Erasure:
 
     def store_groups(self, gids: Mapping[str, str]) -> None:
         """Let spans in SQL have the alias, and an end, and one-to-one chats their new gids."""
-        erasures.rename_members(self._database, self.uid)
+        erasures.rename_members(self._database, *self.names)
         for gid, new_gid in gids.items():
-            erasures.rename_group(self._database, gid, new_gid)
+            erasures.rename_group(self._database, *self.names, gid, new_gid)
         self._close_spans()
 
     def _close_spans(self) -> None:
@@ -236,11 +250,11 @@ class Erasure:
         if backlog.spans or changed:
             self.clean_journal(partition, self._database.erasures().gids)
         for name in (gid, now):
-            erasures.rename_members(self._database, self.uid, name)
+            erasures.rename_members(self._database, *self.names, name)
             for _ in erasures.empty_messages(self._database, self.uid, self.alias, name):
                 pass
         for old, new in changed.items():
-            erasures.rename_group(self._database, old, new)
+            erasures.rename_group(self._database, *self.names, old, new)
         self._close_spans()
         return now
 
@@ -274,7 +288,8 @@ def settle_stored(system: System) -> None:
             pass
 
 
-def restore_count(k: GroupKeys, spans: Iterable[SpanRow]) -> list[Call[int]]:
-    """Return calls that let a group say how many users were erased in it: devices look there."""
-    erased = {span.uid for span in spans if is_alias(span.uid)}
-    return [Call("", (), ("HSET", k.meta, "erasures", len(erased)), int, k.gid, writes=True)] if erased else []
+def restore_latest(k: GroupKeys, spans: Iterable[SpanRow]) -> list[Call[int]]:
+    """Return calls that let a group that is new in Redis name a latest erasure: devices look there once more."""
+    if not any(is_alias(span.uid) for span in spans):
+        return []
+    return [Call("", (), ("HSETNX", k.meta, "last_erasure", secrets.token_hex(8)), int, k.gid, writes=True)]

@@ -7,6 +7,7 @@ which is no difference; and if Redis was lost, or somebody has changed one side 
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
+from imcore.errors import UserErasing
 from imcore.model.limits import ASKED_BY, GROUP_RECEIPTS
 from imcore.repair.diff import Difference
 from imcore.repair.window import gids_of, undone
@@ -99,7 +100,10 @@ def _mended(system: System, key: Key, sides: Sides) -> bool:
         system.client.call(policy_calls.set_policy(space, name, receipts, asked_by))
     else:
         is_off = sides.sql == ("off",)
-        system.client.call(policy_calls.set_receipts(space, partition, name, is_off=is_off, is_journalled=False))
+        try:
+            system.client.call(policy_calls.set_receipts(space, partition, name, is_off=is_off, is_journalled=False))
+        except UserErasing:
+            return False
     return True
 
 

@@ -123,6 +123,13 @@ def undone(client: RedisClient, partition: int) -> Iterator[Entry]:
     return entries(client, partition, undone_from(client, partition))
 
 
+def dead(client: RedisClient, partition: int) -> Iterator[Entry]:
+    """Yield the entries of a partition's journal that have become dead letters."""
+    page = partial(journal_calls.dead_letters, client.space, partition, last="+", count=PAGE)
+    for entry_id, fields in all_entries(lambda start: client.call(page(start))):
+        yield events.read(partition, entry_id, fields)
+
+
 def entries(client: RedisClient, partition: int, first: str) -> Iterator[Entry]:
     """Yield the entries of a journal from an id on (as XRANGE takes it)."""
     page = partial(journal_calls.entries, client.space, partition, count=PAGE)

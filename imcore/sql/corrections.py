@@ -23,6 +23,7 @@ from imcore import msgid as msgids
 from imcore.model.rows import BookmarkRow, MessageRow, SpanRow
 from imcore.sql.cells import has_msgid, has_text, msgid_of, text_of
 from imcore.sql.database import PAGE, Database
+from imcore.sql.erasures import check_count
 from imcore.sql.tables import BOOKMARKS, GROUP_MSGS, GROUP_SPANS
 from imcore.util.batches import batches
 
@@ -57,13 +58,19 @@ def lower_spans(database: Database, rows: Iterable[SpanRow], *, above: int) -> N
             connection.execute(change, values)
 
 
-def set_bookmarks(database: Database, gid: str, rows: Sequence[BookmarkRow], gone: Iterable[str]) -> None:
-    """Store bookmarks of a group whatever is there, and delete those of other users, in one transaction."""
+def set_bookmarks(
+    database: Database, gid: str, rows: Sequence[BookmarkRow], gone: Iterable[str], *, erasures: int
+) -> None:
+    """Store bookmarks of a group whatever is there, and delete those of other users, in one transaction.
+
+    `erasures` is the count of erasures when they were read. Raise ErasuresChanged if it is another one by now.
+    """
     c = BOOKMARKS.c
     uids = [*(row.uid for row in rows), *gone]
     if not uids:
         return
     with database.writing() as connection:
+        check_count(connection, erasures)
         for batch in batches(uids, PAGE):
             connection.execute(delete(BOOKMARKS).where(c.gid == gid, c.uid.in_(batch)))
         if rows:

@@ -2,16 +2,21 @@
 
 A row of the table `erasures` comes first and goes last. Meanwhile whoever writes rows replaces the name in them (see
 `Erasures` in `imcore.model.rows`), and whoever reads messages gets neither name nor text. All of this may be repeated.
+What changes rows by the name makes sure in the same transaction that the erasure is still under way: afterwards the
+name may be a new user's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, text, tuple_, update
 
+from imcore.errors import ErasuresChanged, TryAgain
 from imcore.model.direct import pair_of
 from imcore.model.rows import Batch, SpanRow
 from imcore.sql import moves
+from imcore.sql.bulk import ERASURES_QUERY, erasures_of
 from imcore.sql.cells import int_of, text_of
 from imcore.sql.database import Database
 from imcore.sql.tables import (
@@ -42,9 +47,12 @@ def begin(database: Database, uid: str, alias: str) -> str:
     return _begin(database, uid, {"": alias})[""]
 
 
-def begin_chats(database: Database, uid: str, new_gids: Mapping[str, str]) -> dict[str, str]:
-    """Give one-to-one chats of a user new gids, by gid; return these: the same ones if this is repeated."""
-    return _begin(database, uid, new_gids)
+def begin_chats(database: Database, uid: str, alias: str, new_gids: Mapping[str, str]) -> dict[str, str]:
+    """Give one-to-one chats of a user new gids, by gid; return these: the same ones if this is repeated.
+
+    Raise TryAgain if the erasure has ended.
+    """
+    return _begin(database, uid, new_gids, alias)
 
 
 def end(database: Database, uid: str) -> None:
@@ -56,17 +64,45 @@ def end(database: Database, uid: str) -> None:
     database.empty_log(always=True)
 
 
-def _begin(database: Database, uid: str, wanted: Mapping[str, str]) -> dict[str, str]:
+def check_count(connection: Connection, count: int) -> None:
+    """Keep erasures from beginning and ending until the end of a transaction.
+
+    Raise ErasuresChanged unless so many have begun or ended.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("LOCK TABLE erasures IN ROW SHARE MODE"))
+    if erasures_of(connection.execute(text(ERASURES_QUERY))).count != count:
+        raise ErasuresChanged("the erasure of a user has begun or ended: what is to be stored is read again")
+
+
+@contextmanager
+def _erasing(database: Database, uid: str, alias: str) -> Iterator[Connection]:
+    """Begin a transaction in which a user is being erased. Raise TryAgain if that has ended."""
+    with database.writing() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("LOCK TABLE erasures IN ROW SHARE MODE"))
+        if erasures_of(connection.execute(text(ERASURES_QUERY))).uids.get(uid) != alias:
+            raise _ended(uid)
+        yield connection
+
+
+def _begin(database: Database, uid: str, wanted: Mapping[str, str], alias: str | None = None) -> dict[str, str]:
     c = ERASURES.c
     with database.writing() as connection:
         _lock(database, connection)
         rows = connection.execute(select(c.gid, c.alias).where(c.uid == uid))
         known = {text_of(gid): text_of(alias) for gid, alias in rows}
-        new = [{"uid": uid, "gid": gid, "alias": alias} for gid, alias in wanted.items() if gid not in known]
+        if alias is not None and known.get("") != alias:
+            raise _ended(uid)
+        new = [{"uid": uid, "gid": gid, "alias": value} for gid, value in wanted.items() if gid not in known]
         if new:
             connection.execute(insert(ERASURES), new)
             _count(connection)
-    return {gid: known.get(gid, alias) for gid, alias in wanted.items()}
+    return {gid: known.get(gid, value) for gid, value in wanted.items()}
+
+
+def _ended(uid: str) -> TryAgain:
+    return TryAgain(f"another process has ended the erasure of {uid!r}, which is done")
 
 
 def _lock(database: Database, connection: Connection) -> None:
@@ -123,21 +159,29 @@ def count_messages(database: Database, names: Sequence[str]) -> int:
 # What is changed. Each returns how many rows it has changed; PAGE of them are followed by others.
 
 
-def rename_members(database: Database, uid: str, gid: str | None = None) -> None:
+def rename_members(database: Database, uid: str, alias: str, gid: str | None = None) -> None:
     """Let spans have the alias, and drop bookmarks: of all groups, or of one. The user's settings go."""
     c = GROUP_SPANS.c
     wanted = and_(c.uid == uid, c.gid == gid) if gid is not None else c.uid == uid
-    while rows := [SpanRow(*row) for row in database.fetch(select(*_SPAN).where(wanted).limit(PAGE))]:
-        database.write(Batch(spans=rows))  # with the alias, merged with the rows that have it already
-        with database.writing() as connection:
+    while rows := _written_spans(database, wanted):  # with the alias, merged with the rows that have it already
+        with _erasing(database, uid, alias) as connection:
             for row in rows:
                 connection.execute(delete(GROUP_SPANS).where(tuple_(*row[:3]) == _SPAN_KEY))
-    with database.writing() as connection:
-        connection.execute(delete(USER_SETTINGS).where(USER_SETTINGS.c.uid == uid))
     b = BOOKMARKS.c
     own = and_(b.uid == uid, b.gid == gid) if gid is not None else b.uid == uid
-    with database.writing() as connection:
+    with _erasing(database, uid, alias) as connection:
+        connection.execute(delete(USER_SETTINGS).where(USER_SETTINGS.c.uid == uid))
         connection.execute(delete(BOOKMARKS).where(own))
+
+
+def _written_spans(database: Database, wanted: ColumnElement[bool], gid: str | None = None) -> list[SpanRow]:
+    """Write a page of spans once more, with this gid and without names of erased users; return what they were."""
+    while True:
+        known = database.erasures().count
+        rows = [SpanRow(*row) for row in database.fetch(select(*_SPAN).where(wanted).limit(PAGE))]
+        with suppress(ErasuresChanged):
+            database.write(Batch(spans=[row._replace(gid=gid or row.gid) for row in rows], erasures=known))
+            return rows
 
 
 def deleted_chats(database: Database, uid: str) -> list[str]:
@@ -167,7 +211,7 @@ def empty_messages(database: Database, uid: str, alias: str, gid: str | None = N
     values = {"sender_uid": alias, "client_msgid": None, "meta": None, "content": ""}
     changed = PAGE
     while changed == PAGE:
-        with database.writing() as connection:
+        with _erasing(database, uid, alias) as connection:
             keys = connection.execute(page).all()
             for gid_of_page in {key[0] for key in keys}:
                 msgids = [msgid for key_gid, msgid in keys if key_gid == gid_of_page]
@@ -186,7 +230,7 @@ def rename_moves(database: Database, uid: str, alias: str, gids: Sequence[str]) 
             rows = database.fetch(query.where(tuple_(*key) > tuple_(*after)) if after else query)
             changed = [row[:-1] for row in rows if moves.names(row[-1], uid)]
             for batch in batches(changed, PAGE):
-                with database.writing() as connection:
+                with _erasing(database, uid, alias) as connection:
                     for row_key in batch:
                         _rename_cell(connection, row_key, uid, alias)
             yield len(rows)
@@ -203,12 +247,15 @@ def _rename_cell(connection: Connection, key: Sequence[Any], uid: str, alias: st
         connection.execute(update(OFFSET_MOVES).where(here).values(uids=moves.renamed(now, uid, alias)))
 
 
-def rename_group(database: Database, gid: str, new_gid: str) -> None:
-    """Let all rows of a one-to-one chat have another gid. Rows that are there already stay, and get what is new."""
-    _rename_messages(database, gid, new_gid)
-    _rename_spans(database, gid, new_gid)
+def rename_group(database: Database, uid: str, alias: str, gid: str, new_gid: str) -> None:
+    """Let all rows of a one-to-one chat of a user have another gid. Rows that have it already get what is new."""
+    _rename_messages(database, uid, alias, gid, new_gid)
+    while rows := _written_spans(database, GROUP_SPANS.c.gid == gid, gid=new_gid):
+        with _erasing(database, uid, alias) as connection:
+            for row in rows:
+                connection.execute(delete(GROUP_SPANS).where(tuple_(*row[:3]) == _SPAN_KEY))
     names = {"gid": gid, "new_gid": new_gid}
-    with database.writing() as connection:
+    with _erasing(database, uid, alias) as connection:
         for statement in _RENAMES:
             connection.execute(text(statement), names)
         for table in (OFFSET_MOVES, BOOKMARKS, CHAT_GROUPS):
@@ -228,23 +275,15 @@ _RENAMES = (
 )
 
 
-def _rename_messages(database: Database, gid: str, new_gid: str) -> None:
+def _rename_messages(database: Database, uid: str, alias: str, gid: str, new_gid: str) -> None:
     c, twin = GROUP_MSGS.c, GROUP_MSGS.alias()
     doubled = select(twin.c.msgid).where(twin.c.gid == new_gid)
-    with database.writing() as connection:
+    with _erasing(database, uid, alias) as connection:
         connection.execute(delete(GROUP_MSGS).where(c.gid == gid, c.msgid.in_(doubled)))
     page = select(c.msgid).where(c.gid == gid).limit(PAGE)
     changed = PAGE
     while changed == PAGE:
-        with database.writing() as connection:
+        with _erasing(database, uid, alias) as connection:
             msgids = [msgid for (msgid,) in connection.execute(page)]
             connection.execute(update(GROUP_MSGS).where(c.gid == gid, c.msgid.in_(msgids)).values(gid=new_gid))
         changed = len(msgids)
-
-
-def _rename_spans(database: Database, gid: str, new_gid: str) -> None:
-    c = GROUP_SPANS.c
-    rows = [SpanRow(*row)._replace(gid=new_gid) for row in database.fetch(select(*_SPAN).where(c.gid == gid))]
-    database.write(Batch(spans=rows))
-    with database.writing() as connection:
-        connection.execute(delete(GROUP_SPANS).where(c.gid == gid))

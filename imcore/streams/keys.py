@@ -123,6 +123,7 @@ class Keyspace:
     unnotified = _per_partition("unnotified")
     receipts_off = _per_partition("receipts_off")
     last_seen = _per_partition("last_seen")
+    ended_sessions = _per_partition("ended_sessions")
     rewrites = _per_partition("rewrites")
     erasing = _per_partition("erasing")
     deleting = _per_partition("deleting")

@@ -179,7 +179,7 @@ class Client:
     async def _connect_anew(self, uid: str, given: Mapping[str, Any]) -> dict[str, object]:
         if self._is_closed:
             raise TryAgain("the socket is gone")
-        # Before the session reads any message: what it gets with a name that is erased later has a lower count.
+        # Before the session reads any message: what it gets with a name that is erased later is from before this.
         erasures = await self.hub.erasures(given.get("after"))
         session = self.session = await self.hub.open(self, uid, **given)
         if self._is_closed:  # meanwhile

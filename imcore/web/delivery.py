@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from imcore import msgid as msgids
 from imcore.errors import ImError
-from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, PositionMoved, ReceiptsChanged
+from imcore.gateway.fanout import Ended, Gap, Joined, Left, NewMessage, PositionMoved, ReceiptsChanged
 from imcore.metrics import WebMetrics
 from imcore.model.records import record_of
 from imcore.web import jsonrpc
+from imcore.web.client import UNAUTHORIZED
 from imcore.web.flow import Frame
 from imcore.web.position_methods import receipt_record
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from imcore.gateway.async_gateway import AsyncGateway
-    from imcore.gateway.fanout import Event
+    from imcore.gateway.fanout import Event, News
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,10 @@ async def deliver(gateway: "AsyncGateway", metrics: WebMetrics) -> None:
 async def _hand_over(events: "Sequence[Event]", metrics: WebMetrics) -> None:
     copies = 0
     for event in events:
+        if isinstance(event, Ended):
+            for session in event.sessions:
+                session.tag.close(UNAUTHORIZED, "the user was erased")
+            continue
         message = (event.message.gid, event.message.msgid, event.msgid) if isinstance(event, NewMessage) else None
         frame = Frame(frame_text(event), message)
         for session in event.sessions:
@@ -56,7 +61,7 @@ async def _hand_over(events: "Sequence[Event]", metrics: WebMetrics) -> None:
             await asyncio.sleep(0)
 
 
-def _count(event: "Event", metrics: WebMetrics) -> None:
+def _count(event: "News", metrics: WebMetrics) -> None:
     copies = len(event.sessions)
     if isinstance(event, NewMessage):
         metrics.messages.add(copies)
@@ -65,7 +70,7 @@ def _count(event: "Event", metrics: WebMetrics) -> None:
         metrics.receipts.add(copies * len(event.receipts))
 
 
-def frame_text(event: "Event") -> bytes:
+def frame_text(event: "News") -> bytes:
     """Return the notification of an event."""
     match event:
         case NewMessage():

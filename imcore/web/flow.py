@@ -70,6 +70,9 @@ class Nobody:
     def push(self, frame: Frame) -> None:
         """Drop what still comes."""
 
+    def close(self, code: int, reason: str) -> None:
+        """There is nothing to close."""
+
     def confirmed(self, gid: str, msgid: str) -> None:
         """Nothing waits for it."""
 

@@ -20,7 +20,7 @@ from imcore.errors import (
 from imcore.metrics import WebMetrics
 from imcore.model.limits import check_resume_points
 from imcore.operations import queries
-from imcore.operations.erased import erasure_counts
+from imcore.operations.erased import latest_erasures
 from imcore.web import jsonrpc, methods, position_methods
 from imcore.web.access import Access, Authenticate, May
 from imcore.web.acks import AckInbox
@@ -195,11 +195,11 @@ class Hub:
         if self._sockets[uid] <= 0:
             del self._sockets[uid]
 
-    async def erasures(self, after: Mapping[str, str] | None) -> Mapping[str, int | None]:
-        """Return how many users were erased in each group of which a client has messages. Raise InvalidInput."""
-        return await self.chat.performer.perform(erasure_counts(check_resume_points(after)))
+    async def erasures(self, after: Mapping[str, str] | None) -> Mapping[str, str | None]:
+        """Return the latest erasure of a user in each group of which a client has messages. Raise InvalidInput."""
+        return await self.chat.performer.perform(latest_erasures(check_resume_points(after)))
 
-    async def starts(self, session: "Session", erasures: Mapping[str, int | None]) -> list[dict[str, object]]:
+    async def starts(self, session: "Session", erasures: Mapping[str, str | None]) -> list[dict[str, object]]:
         """Return for each group of a session that has just begun what is acked and unread, and where it begins."""
         counts: Mapping[str, int] = {}
         if any(start.unread is None for start in session.starts.values()):
@@ -211,7 +211,7 @@ class Hub:
                 "last_msgid": start.last_msgid,
                 "unread": counts.get(gid, 0) if start.unread is None else start.unread,
                 "after": start.after,
-                "erasures": erasures.get(gid),
+                "last_erasure": erasures.get(gid),
             }
             for gid, start in session.starts.items()
         ]
@@ -227,7 +227,7 @@ class Hub:
                 "last_msgid": each.last_msgid,
                 "unread": each.unread,
                 "after": msgids.unpack_offset(after[each.gid]) if each.gid in after else each.last_ack_msgid,
-                "erasures": None,
+                "last_erasure": None,
             }
             for each in await self.chat.unread(session.uid)
         ]

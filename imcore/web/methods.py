@@ -34,8 +34,8 @@ async def connect(
     in `after` begins exactly after that msgid. Of what was missed, the newest `most` messages of a group come, after a
     `gap`. The answer comes before any notification, and says for each group after which msgid the server goes on, and
     which is the newest. `dataset` names the data: what a client has kept of another one is of no use.
-    `erasures` says for a group of `after` how many users were erased there: a client that knows another number has
-    messages that may name them, and forgets these.
+    `last_erasure` of a group of `after` changes when a user was erased there: what a client has kept of that group may
+    name them, and goes.
     """
     if caller.client is None:
         raise InvalidInput("`connect` is for a socket: here the token comes with each request")

@@ -104,7 +104,7 @@ SCHEMAS: dict[str, Schema] = {
                         **_POSITION,
                         "last_msgid": _or_null(_TEXT),
                         "after": _or_null(_TEXT),
-                        "erasures": _or_null(_COUNT),
+                        "last_erasure": _or_null(_TEXT),
                     }
                 )
             ),

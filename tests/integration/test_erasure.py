@@ -30,18 +30,13 @@ from imcore.streams.dead_letters import list_dead, requeue
 from imcore.streams.keys import WITHDRAWN
 from tests.helpers.deadline import wait_until
 from tests.helpers.dying import bury_the_dead
+from tests.helpers.erased_user import ANN, CID, DM, GONE, TEXT, assert_clean, bring_ann
 from tests.helpers.gateways import Audience
 from tests.helpers.leaks import files_with, leaks
 from tests.helpers.persist_runs import new_persist
 from tests.helpers.servers import start_valkey
 from tests.helpers.talk import say
 from tests.helpers.workers import drain, run_workers
-
-ANN = "annika-Ω"
-TEXT = "SECRET-4711"
-CID = "cid-of-annika"
-GONE = (ANN, TEXT, CID)
-DM = gid_of(ANN, "bob")
 
 
 class KilledError(Exception):
@@ -55,29 +50,7 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture
 def chat(chat: Chat) -> Chat:
-    """Ann, who has been everywhere: two spans in one group, a group without messages, one-to-one chats, a recall."""
-    chat.system.database.upgrade()
-    chat.create_group("team", [ANN, "bob", "cy"])
-    chat.create_group("empty", [ANN])
-    chat.create_group("other", ["bob", "cy"])
-    for number in range(5):
-        sent = chat.send("team", f"{TEXT} {number}", sender_uid=ANN, client_msgid=f"{CID}-{number}", meta={"is": TEXT})
-        chat.send("team", f"hello {number}", sender_uid="bob")
-        chat.ack("cy", "team")
-    chat.ack("bob", "team", sent.msgid)
-    chat.delivered(ANN, "team", chat.pull(ANN, "team")[0].msgid)
-    chat.recall("team", sent.msgid, by=ANN)
-    chat.send_direct(ANN, "hi there", sender_uid="bob", client_msgid="b-1")
-    chat.send_direct("bob", TEXT, sender_uid=ANN)
-    chat.send_direct(ANN, TEXT, sender_uid=ANN)
-    chat.remove_members("team", [ANN])
-    chat.send("team", "without her", sender_uid="bob")
-    chat.add_members("team", [ANN])
-    chat.send("team", TEXT, sender_uid=ANN)
-    chat.mark_unread(ANN, "team", chat.send("team", "marked", sender_uid="cy").msgid)
-    other = chat.send("other", "nonsense", sender_uid="bob")
-    chat.recall("other", other.msgid, by=ANN, admin=True)
-    chat.begin_session(ANN)
+    bring_ann(chat)
     return chat
 
 
@@ -88,12 +61,6 @@ def tallies(chat: Chat, gid: str = "team") -> list[tuple[str, int, int, int]]:
 def renamed_dm(chat: Chat) -> str:
     [gid] = [gid for gid in chat.groups_of("bob") if gid.startswith("dm")]
     return gid
-
-
-def assert_clean(chat: Chat) -> None:
-    run_workers(chat)
-    assert leaks(chat, GONE) == []
-    assert list(check(chat.system)) == []
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])

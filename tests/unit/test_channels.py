@@ -8,7 +8,8 @@ import pytest
 from imcore.gateway import channels
 from imcore.gateway.channels import ChannelOwner, Channels
 from imcore.gateway.cursor import ResumePoint
-from imcore.gateway.fanout import GroupSubscribers, Session
+from imcore.gateway.fanout import Session
+from imcore.gateway.subscribers import GroupSubscribers
 from imcore.streams.keys import Keyspace
 
 SPACE = Keyspace(3)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import pytest
 
 from imcore import msgid as msgids
-from imcore.gateway import fanout
+from imcore.gateway import subscribers
 from imcore.gateway.cursor import ResumePoint
-from imcore.gateway.fanout import Event, Gap, GroupSubscribers, NewMessage, Session
+from imcore.gateway.fanout import Event, Gap, NewMessage, Session
+from imcore.gateway.subscribers import GroupSubscribers
 from imcore.model.values import Message
 from imcore.operations.queries import MessagePage
 from imcore.streams.calls.message_calls import UIDS_PER_CALL, AckTarget, LeftOut, PullResult, split_targets
@@ -131,7 +132,7 @@ def test_sessions_that_share_a_cursor_are_handed_every_message_once_and_in_order
     seed: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
-    monkeypatch.setattr(fanout, "SESSIONS_PER_PULL", most)
+    monkeypatch.setattr(subscribers, "SESSIONS_PER_PULL", most)
     story = Story(seed)
     steps = [story.send, story.hear, story.send, story.hear, story.lose, story.pull, story.pull]
     # When

@@ -67,8 +67,10 @@ ERRORS: Mapping[bytes, tuple[type[ImError], str]] = {
     b"NOGROUP": (errors.UnknownGroup, "there is no group {gid!r}"),
     b"ERASING": (
         errors.UserErasing,
-        "a user who is to be in {gid!r}, or recalls there, is being erased: try again when `im user erase` has ended",
+        "a user of that name is being erased: try again when `im user erase` has ended",
     ),
+    b"ERASED": (errors.TryAgain, "another process has ended this erasure, which is done"),
+    b"ENDED": (errors.SessionExpired, "the user of this session was erased"),
     b"CREATING": (errors.GroupUnderWay, "another process creates group {gid!r}: try again in a moment"),
     b"DELETING": (errors.GroupUnderWay, "group {gid!r} is being deleted: try again in a moment"),
     b"ABANDONED": (errors.GroupAbandoned, "a process has died over the creation of group {gid!r}: create it again"),

@@ -1,7 +1,7 @@
 """Calls that erase a user. No I/O; see `lua/erasure.lua`."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from imcore.streams import wire
 from imcore.streams.calls.call import Call, Value, flat
@@ -9,7 +9,13 @@ from imcore.streams.calls.repair_calls import GroupLock
 from imcore.streams.keys import RECORD_SEPARATOR, SEPARATOR, GroupKeys, Keyspace
 
 CHANGED = "CHANGED"
-"""The answer of `rename` if the chat has other members than the caller saw."""
+"""The answer of `erase_chat` if the chat has other members than the caller saw."""
+
+FOUND = "FOUND"
+"""The answer of `writes` if there is such a message."""
+
+AGAIN = "-"
+"""Where the cleaning of dead letters goes on if letters went meanwhile."""
 
 PAGE = 200
 """About how many entries of a set, and of a journal, one call looks at: the server does nothing else meanwhile."""
@@ -31,14 +37,16 @@ def alias(space: Keyspace, uid: str) -> Call[str | None]:
     return Call("", (), command, lambda answer: None if answer is None else wire.text(answer))
 
 
-def count(space: Keyspace, gid: str) -> Call[int | None]:
-    """Ask how many users were erased in a group; None if it does not exist."""
+def latest(space: Keyspace, gid: str) -> Call[str | None]:
+    """Ask for the latest erasure of a user in a group: a text that no other erasure has, "" without one; None if the
+    group does not exist.
+    """
 
-    def decode(answer: Sequence[bytes | None]) -> int | None:
-        seq, erased = answer
-        return None if seq is None else int(erased) if erased and erased.isdigit() else 0
+    def decode(answer: Sequence[bytes | None]) -> str | None:
+        seq, erasure = answer
+        return None if seq is None else wire.text(erasure or b"")
 
-    return Call("", (), ("HMGET", space.group(gid).meta, "seq", "erasures"), decode, gid)
+    return Call("", (), ("HMGET", space.group(gid).meta, "seq", "last_erasure"), decode, gid)
 
 
 class Leaver(NamedTuple):
@@ -53,6 +61,13 @@ def erase(lock: GroupLock, leaver: Leaver) -> Call[bool]:
     """Let a user leave a group for good; answers whether it exists."""
     args: tuple[Value, ...] = (*lock.args, lock.k.inboxes, leaver.uid, leaver.alias, *leaver.closed)
     return Call("im_erase", _keys(lock, leaver.uid), args, bool, lock.k.gid, writes=True)
+
+
+def writes(k: GroupKeys, uid: str, first: str) -> Call[str]:
+    """Ask whether a page of a stream, from an id on, has a message of a user; answers FOUND, or the id of the last
+    entry of the page, "" after the last page.
+    """
+    return Call("im_erase_writes", (k.stream,), (uid, first, PAGE), bytes.decode, k.gid)
 
 
 def erase_chat(lock: GroupLock, leaver: Leaver, new: GroupKeys, others: Sequence[str], rebuilt: str) -> Call[str | int]:
@@ -74,7 +89,7 @@ def erase_chat(lock: GroupLock, leaver: Leaver, new: GroupKeys, others: Sequence
 
 def _keys(lock: GroupLock, uid: str) -> tuple[str, ...]:
     k = lock.k
-    return (*lock.keys, *_state(k), k.journal, k.groups_of(uid), k.own_unacked(uid))
+    return (*lock.keys, *_state(k), k.journal, k.groups_of(uid), k.own_unacked(uid), k.erasing)
 
 
 def _state(k: GroupKeys) -> tuple[str, ...]:
@@ -136,10 +151,27 @@ def clean_journal(space: Keyspace, partition: int, cut: str, erased: Erased) -> 
     return Call("im_erase_entries", (space.journal(partition),), (cut, PAGE, *erased.args), bool, writes=True)
 
 
-def clean_dead_letters(space: Keyspace, partition: int, erased: Erased) -> Call[int]:
-    """Let dead letters have none of these names; answers how many have changed."""
+class DeadPage(NamedTuple):
+    """How far dead letters are cleaned: the id of the last one that was looked at, how many were left out so far, and
+    whether one has changed so far. `after` is "" before the first page and after the last one.
+    """
+
+    after: str = ""
+    left_out: int = 0
+    has_changed: bool = False
+
+
+def clean_dead_letters(space: Keyspace, partition: int, page: DeadPage, erased: Erased) -> Call[DeadPage]:
+    """Let a page of dead letters have none of these names; they are replaced after the last page. Answers how far it
+    is: AGAIN as `after` if letters went meanwhile, to begin with the first page again.
+    """
     keys = (space.dead_letters(partition), space.dead_shadow(partition))
-    return Call("im_erase_dead", keys, erased.args, int, writes=True)
+    args: tuple[Value, ...] = (page.after, PAGE, page.left_out, int(page.has_changed), *erased.args)
+
+    def decode(answer: Sequence[Any]) -> DeadPage:
+        return DeadPage(answer[0].decode(), int(answer[1]), answer[2] == 1)
+
+    return Call("im_erase_dead", keys, args, decode, writes=True)
 
 
 def drop_user(space: Keyspace, partition: int, uid: str) -> list[Call[int]]:
@@ -147,7 +179,6 @@ def drop_user(space: Keyspace, partition: int, uid: str) -> list[Call[int]]:
     keys = [space.groups_of(partition, uid), space.dirty(partition, uid)]
     calls = [Call("", (), ("SREM", space.receipts_off(partition), uid), int, writes=True)]
     if partition == space.partition_of(uid):
-        keys.append(space.sessions(uid))
-        sets = space.online(partition), space.last_seen(partition)
-        calls += [Call("", (), ("ZREM", key, uid), int, writes=True) for key in sets]
+        of_user = space.sessions(uid), space.online(partition), space.last_seen(partition)
+        calls.append(Call("im_erase_sessions", (*of_user, space.ended_sessions(partition)), (uid,), int, writes=True))
     return calls + [Call("", (), ("UNLINK", key), int, writes=True) for key in keys]

@@ -73,7 +73,7 @@ def set_receipts(space: Keyspace, partition: int, uid: str, *, is_off: bool, is_
     In the partition of the uid it is the user's choice, which the journal notes, unless it is only put back.
     """
     is_choice = is_journalled and partition == space.partition_of(uid)
-    keys = (space.receipts_off(partition), *[space.journal(partition)] * is_choice)
+    keys = (space.receipts_off(partition), space.erasing(partition), *[space.journal(partition)] * is_choice)
     return Call("im_set_receipts", keys, (uid, "off" if is_off else "on"), int, writes=True)
 
 

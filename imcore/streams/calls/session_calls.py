@@ -17,9 +17,15 @@ class LastSeen(NamedTuple):
 
 
 def heartbeat(space: Keyspace, uid: str, session: str, lives_ms: int, *, opens: bool) -> Call[int]:
-    """Open a session or keep it alive; answers when it expires, in ms of the server's clock."""
-    partition = space.partition_of(uid)
-    keys = (space.sessions(uid), space.online(partition), space.online_ms(partition), space.last_seen(partition))
+    """Open a session or keep it alive; answers when it expires, in ms of the server's clock.
+
+    A session of an erased user does not begin again: UserErasing, or SessionExpired.
+    """
+    p = space.partition_of(uid)
+    keys = (
+        *(space.sessions(uid), space.online(p), space.online_ms(p), space.last_seen(p)),
+        *(space.erasing(p), space.ended_sessions(p)),
+    )
 
     def decode(answer: Any) -> int:
         if isinstance(answer, bytes):

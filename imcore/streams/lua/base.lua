@@ -10,7 +10,7 @@
 --                   receipts (`names`, `counts` or `off`; without: `names`), asked_by (`sender` or `members`; without: `sender`);
 --                   born (packed id of a journal entry: all later ones about this gid are about this group)
 --                   erased: users whose messages in the stream still have names and texts, with what they are called from now on
---                   (uid SEP alias, RECORD between two); erasures: how many users were erased in the group (see erasure.lua)
+--                   (uid SEP alias, RECORD between two); last_erasure: what no other erasure in the group has (see erasure.lua)
 --   stream  stream  one entry per message, one consumer group per current member; its last-delivered-id is the offset
 --   acked   zset    span key -> packed offset
 --   joined  zset    span key -> newest message at the join
@@ -36,22 +36,23 @@
 --   online_ms string the greatest length of any session
 --   receipts_off set uids who read in private only; every partition has all of them
 --   last_seen zset  uid -> when the user's last session ended (ms), for users of this partition without one
+--   ended_sessions set ids of sessions of erased users, for a week; they do not begin again
 --   creating hash   gid -> "token end length" of a group that is being created in steps and does not exist yet
 --   unnotified hash the same for a group that exists, until all its members are notified
 --   deleting hash   gid -> "messages entry" of a group that is being deleted (see deletion.lua)
 --   rewrites zset   gid -> time (ms) since when a recalled text of the group waits to leave its stream (see rewrite.lua)
 --   erasing  hash   uid -> alias of users who are being erased: nobody of that uid may join; every partition has all of them
---   dead     stream dead letters; dead_shadow: the same while an erasure makes it anew (within one step)
+--   dead     stream dead letters; dead_shadow: the same while an erasure makes it anew
 -- A span key is the uid while the span is open, and uid SEP joined once it is closed.
 --
 -- Ends. A lease, a lock, a session and a creation end at a time of the server's clock (ms), which is stored with the length.
 -- An end that is further ahead than its length was set before the clock was put back. Every reader then cuts it to that length
 -- from now. So nothing ends early, and nothing outlives its length because the clock was wrong.
 --
--- Errors begin with a code: NOGROUP, CREATING, ABANDONED, DELETING, CLOCK, LOST, ERASING. In a call for many items, an item that fails
+-- Errors begin with a code: NOGROUP, CREATING, ABANDONED, DELETING, CLOCK, LOST, ERASING, ERASED, ENDED. In a call for many items, an item that fails
 -- is answered with a code (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others are carried out.
 
-local VERSION = 13
+local VERSION = 14
 local EPOCH_MS = 1577836800000
 local PER_MS = 8192
 local HIGHEST = 9007199254740991  -- of all packed msgids

@@ -17,6 +17,13 @@ local function rename_span(indexes, old, new)
   end
 end
 
+-- The error if the erasure of a user has ended: the name may be that of a new user by now.
+local function ended_error(erasing, uid, alias)
+  if redis.call('HGET', erasing, uid) ~= alias then
+    return redis.error_reply('ERASED the erasure of this user has ended')
+  end
+end
+
 -- Let a user leave a group for good, who is called by an alias from now on. `keys` begin as those of im_erase, and `closed` says where
 -- each closed span of the user began. `gid` is what the journal calls the group. Returns false without such a group.
 local function erase_member(keys, args, gid, closed)
@@ -30,7 +37,8 @@ local function erase_member(keys, args, gid, closed)
   local erased = redis.call('HGET', meta, 'erased')
   if not aliases_of(erased)[uid] then
     redis.call('HSET', meta, 'erased', (erased and erased .. RECORD or '') .. uid .. SEP .. alias)
-    redis.call('HINCRBY', meta, 'erasures', 1)
+    -- What no erasure has written before: clients with databases of their own compare it.
+    redis.call('HSET', meta, 'last_erasure', decimal(now_ms()) .. '-' .. string.match(alias, '%x*$'))
   end
   local offset = redis.call('ZSCORE', acked, uid)
   if offset then
@@ -55,10 +63,10 @@ end
 
 -- im_erase: let a user leave a group for good.
 -- Keys: group_locks, shadow, meta, stream, acked, joined, left, ahead, ahead_acked, bookmarks, journal, then groups_of and own_unacked
--- of the user. Arguments: gid, token, prefix of the inbox channels, uid, alias, then where each closed span of the user began.
--- Answer: 1, or 0 if there is no such group. Errors: LOST.
+-- of the user, erasing. Arguments: gid, token, prefix of the inbox channels, uid, alias, then where each closed span began.
+-- Answer: 1, or 0 if there is no such group. Errors: LOST, ERASED.
 define_locked('im_erase', function(keys, args)
-  return erase_member(keys, args, args[1], {unpack(args, 6)}) and 1 or 0
+  return ended_error(keys[14], args[4], args[5]) or erase_member(keys, args, args[1], {unpack(args, 6)}) and 1 or 0
 end)
 
 -- im_erase_chat: let a user leave a one-to-one chat for good, which gets another gid of the same partition: its own says the names.
@@ -66,9 +74,14 @@ end)
 -- stream, acked, joined, left, ahead, ahead_acked, bookmarks, idempotency_newer, idempotency_older, recalled, then for each other
 -- member: groups_of, own_unacked of the old gid and of the new one.
 -- Arguments: those of im_erase up to the alias, the new gid, how many other members follow, these, where each closed span began.
--- Answer: 1, 0 if there is no such group, or CHANGED if others are members. Errors: LOST.
+-- A repair that somebody has died over still has to be done, under the new gid.
+-- Answer: 1, 0 if there is no such group, or CHANGED if others are members. Errors: LOST, ERASED.
 define_locked('im_erase_chat', function(keys, args)
   local gid, new, others, acked = args[1], args[6], tonumber(args[7]), keys[5]
+  local problem = ended_error(keys[14], args[4], args[5])
+  if problem then
+    return problem
+  end
   local is_member = redis.call('ZSCORE', acked, args[4]) and 1 or 0
   if redis.call('EXISTS', keys[3]) == 1 and member_count(acked, keys[7]) ~= others + is_member then
     return 'CHANGED'
@@ -76,12 +89,16 @@ define_locked('im_erase_chat', function(keys, args)
     return 0
   end
   redis.call('UNLINK', keys[2])
-  for i, key in ipairs({keys[3], keys[4], acked, keys[6], keys[7], keys[8], keys[9], keys[10], keys[14], keys[15], keys[16]}) do
+  if not string.find(args[2], REWRITE) then
+    redis.call('HSET', keys[1], new, args[2] .. ' 0 0')
+  end
+  redis.call('HDEL', keys[1], gid)
+  for i, key in ipairs({keys[3], keys[4], acked, keys[6], keys[7], keys[8], keys[9], keys[10], keys[15], keys[16], keys[17]}) do
     if redis.call('EXISTS', key) == 1 then
-      redis.call('RENAME', key, keys[19 + i])
+      redis.call('RENAME', key, keys[20 + i])
     end
   end
-  local groups, rewrites, rebuilt = keys[17], keys[18], keys[19]
+  local groups, rewrites, rebuilt = keys[18], keys[19], keys[20]
   redis.call('SREM', groups, gid)
   redis.call('SADD', groups, new)
   if redis.call('SREM', rebuilt, gid) == 1 then
@@ -93,7 +110,7 @@ define_locked('im_erase_chat', function(keys, args)
     redis.call('ZADD', rewrites, waits, new)
   end
   for i = 1, others do
-    local k, uid = 28 + 3 * i, args[7 + i]
+    local k, uid = 29 + 3 * i, args[7 + i]
     redis.call('SREM', keys[k], gid)
     redis.call('SADD', keys[k], new)
     if redis.call('EXISTS', keys[k + 1]) == 1 then
@@ -105,6 +122,24 @@ define_locked('im_erase_chat', function(keys, args)
   return 1
 end)
 
+local ENDED_MS = 7 * 24 * 3600 * 1000  -- for so long a session of an erased user cannot be opened again: it must be gone by then
+
+-- im_erase_sessions: end the sessions of a user for good, and forget when they were seen.
+-- Keys: sessions, online, last_seen, ended_sessions. Arguments: uid. Answer: how many sessions there were.
+define('im_erase_sessions', ALLOW_OOM, function(keys, args)
+  local sessions = redis.call('ZRANGEBYSCORE', keys[1], '0', '+inf')
+  for _, session in ipairs(sessions) do
+    redis.call('SADD', keys[4], session)
+  end
+  if sessions[1] then
+    redis.call('PEXPIRE', keys[4], decimal(ENDED_MS))
+  end
+  redis.call('UNLINK', keys[1])
+  redis.call('ZREM', keys[2], args[1])
+  redis.call('ZREM', keys[3], args[1])
+  return #sessions
+end)
+
 -- im_erase_unhide: end the hiding of a user who has no message in a group's stream.
 -- Keys: meta. Arguments: uid. Answer: 1.
 define('im_erase_unhide', ALLOW_OOM, function(keys, args)
@@ -113,6 +148,21 @@ define('im_erase_unhide', ALLOW_OOM, function(keys, args)
     unhide(keys[1], erased, {[args[1]] = true})
   end
   return 1
+end)
+
+-- im_erase_writes: whether a page of a stream has a message of a user.
+-- Keys: stream. Arguments: uid, id to start at (as XRANGE takes it), about how many entries.
+-- Answer: FOUND, the id of the last entry that was looked at, or '' after the last page.
+define('im_erase_writes', READ_ONLY, function(keys, args)
+  local page, more = read_page('XRANGE', keys[1], args[2], '+', tonumber(args[3]), PAGE_BYTES, true)
+  for _, entry in ipairs(page) do
+    for i = 1, #entry[2], 2 do
+      if entry[2][i] == 'uid' and entry[2][i + 1] == args[1] then
+        return 'FOUND'
+      end
+    end
+  end
+  return more and page[#page][1] or ''
 end)
 
 -- im_erase_receipts: let a page of a user's unconfirmed receipts name another gid.
@@ -188,7 +238,7 @@ local function anonymous_value(name, value, is_own, erasure)
     return value ~= '' and value or nil
   elseif is_own and (name == 'cid' or name == 'text' or name == 'meta') then
     return ''  -- an entry that somebody had added to a stream by hand
-  elseif value == erasure.uid then
+  elseif name == 'uid' and value == erasure.uid then
     return erasure.alias
   elseif name == 'moves' and string.find(value, erasure.uid, 1, true) then
     return renamed_records(value, erasure.uid, erasure.alias)
@@ -309,24 +359,37 @@ define('im_erase_entries', DENY_OOM, function(keys, args)
   return more and 1 or 0
 end)
 
--- im_erase_dead: let the dead letters of a partition have nothing of an erased user. They keep their ids. There are few.
--- Keys: dead, its shadow. Arguments: those of erasure_of. Answer: how many have changed.
+-- im_erase_dead: copy a page of the dead letters of a partition, without an erased user, and with their ids, into a shadow, which
+-- replaces them after the last page. Keys: dead, its shadow. Arguments: id after which to go on ('' at first), about how many, how many
+-- were left out so far, 1 if one has changed so far, then those of erasure_of.
+-- Answer: {id to go on after, '' at the end; how many were left out so far; 1 if one has changed so far}; an id '-' if letters went
+-- meanwhile: to begin again.
 define('im_erase_dead', DENY_OOM, function(keys, args)
-  local erasure, letters, changed = erasure_of(args, 1), redis.call('XRANGE', keys[1], '-', '+'), 0
-  for _, letter in ipairs(letters) do
-    local fields, differs = anonymous(letter[2], erasure)
-    letter[2], changed = fields, changed + (differs and 1 or 0)
-  end
-  if changed > 0 then
-    local last = last_id(keys[1])
+  local erasure, from, left_out, changed = erasure_of(args, 5), args[1], tonumber(args[3]), tonumber(args[4])
+  if from == '' then
     redis.call('UNLINK', keys[2])
-    for _, letter in ipairs(letters) do
-      if letter[2] then
-        redis.call('XADD', keys[2], letter[1], unpack(letter[2]))
-      end
-    end
-    raise_last_id(keys[2], last)
-    redis.call('RENAME', keys[2], keys[1])
   end
-  return changed
+  local page, more = read_page('XRANGE', keys[1], from == '' and '-' or '(' .. from, '+', tonumber(args[2]), PAGE_BYTES / 8, true)
+  local top = last_id(keys[2])
+  for _, letter in ipairs(page) do
+    local fields, differs = anonymous(letter[2], erasure)
+    changed = differs and 1 or changed
+    if fields and is_after(letter[1], top) then
+      redis.call('XADD', keys[2], letter[1], unpack(fields))
+    elseif not fields then
+      left_out = left_out + 1
+    end
+  end
+  if more then
+    return {page[#page][1], left_out, changed}
+  elseif redis.call('XLEN', keys[1]) ~= redis.call('XLEN', keys[2]) + left_out then
+    return {'-', 0, 0}
+  elseif changed == 1 then
+    raise_last_id(keys[2], last_id(keys[1]))
+    redis.call('UNLINK', keys[1])
+    redis.call('RENAME', keys[2], keys[1])
+  else
+    redis.call('UNLINK', keys[2])
+  end
+  return {'', left_out, changed}
 end)

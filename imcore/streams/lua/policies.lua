@@ -31,11 +31,16 @@ end)
 
 -- im_set_receipts: let a user read in private only, in all groups of one partition, or no longer. The partition of the uid has the
 -- user's choice, and notes it in its journal; the others have copies.
--- Keys: receipts_off, and in the partition of the uid its journal, unless the choice is only put back. Arguments: uid, `on` or `off`. Answer: 1 if that is new.
+-- Keys: receipts_off, erasing, and in the partition of the uid its journal, unless the choice is only put back. Arguments: uid, `on` or
+-- `off`. Answer: 1 if that is new. Errors: ERASING.
 define('im_set_receipts', ALLOW_OOM, function(keys, args)
+  local problem = erasing_error(keys[2], {args[1]}, 1)
+  if problem then
+    return problem
+  end
   local is_new = redis.call(args[2] == 'off' and 'SADD' or 'SREM', keys[1], args[1])
-  if is_new == 1 and keys[2] then
-    append_entry(keys[2], 'kind', 'user', 'uid', args[1], 'receipts', args[2])
+  if is_new == 1 and keys[3] then
+    append_entry(keys[3], 'kind', 'user', 'uid', args[1], 'receipts', args[2])
   end
   return is_new
 end)

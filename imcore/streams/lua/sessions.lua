@@ -91,11 +91,18 @@ local function expire_online(online, last_seen, online_ms, now)
 end
 
 -- im_heartbeat: open a session or keep it alive.
--- Keys: sessions, online, online_ms, last_seen. Arguments: uid, session id, its length without another heartbeat (ms), 1 to open it.
--- Answer: its end (ms), or EXPIRED.
+-- Keys: sessions, online, online_ms, last_seen, erasing, ended_sessions. Arguments: uid, session id, its length without another
+-- heartbeat (ms), 1 to open it. Answer: its end (ms), or EXPIRED. Errors: ERASING, and ENDED for a session of an erased user.
 define('im_heartbeat', ALLOW_OOM, function(keys, args)
   local now, length = now_ms(), tonumber(args[3])
-  if args[4] ~= '1' and not is_alive(keys[1], args[2], now) then
+  if args[4] == '1' then
+    local problem = erasing_error(keys[5], {args[1]}, 1)
+    if problem then
+      return problem
+    elseif redis.call('SISMEMBER', keys[6], args[2]) == 1 then
+      return redis.error_reply('ENDED the user of this session was erased')
+    end
+  elseif not is_alive(keys[1], args[2], now) then
     return 'EXPIRED'
   end
   local longest = tonumber(redis.call('GET', keys[3]) or '0')

@@ -139,12 +139,12 @@ class LocalDatabase {
   }
 
   /** Forget the messages of a group if users were erased there since; return whether there were any. */
-  async followErasures(gid, erasures) {
+  async followErasures(gid, lastErasure) {
     return this.#transaction(['messages', 'groups'], 'readwrite', async (messages, groups) => {
       const group = await answer(groups.get(gid));
-      if (!group || (group.erasures ?? 0) === erasures) return false;
+      if (!group || (group.lastErasure ?? '') === lastErasure) return false;
       messages.delete(IDBKeyRange.bound([gid, 0], [gid, Infinity]));
-      groups.put({ ...group, erasures, ranges: [] });
+      groups.put({ ...group, lastErasure, ranges: [] });
       return true;
     });
   }
@@ -625,9 +625,9 @@ export class ImClient extends EventTarget {
     const gids = new Set(groups.map(({ gid }) => gid));
     for (const gid of this.#groups.keys()) if (!gids.has(gid)) await this.#left(gid);
     let isErased = false;
-    for (const { gid, last_ack_msgid, last_msgid, unread, after, erasures } of groups) {
+    for (const { gid, last_ack_msgid, last_msgid, unread, after, last_erasure } of groups) {
       const group = this.#group(gid);
-      if (erasures !== null && (await this.#local.followErasures(gid, erasures))) {
+      if (last_erasure !== null && (await this.#local.followErasures(gid, last_erasure))) {
         group.last = null;
         isErased = true;
       }
