@@ -8,11 +8,13 @@ import uuid
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imcore import msgid as msgids
-from imcore.gateway.cursor import Cursor, ResumePoint
 from imcore.model.values import Message, Receipt
+
+if TYPE_CHECKING:
+    from imcore.gateway.cursor import Cursor, ResumePoint
 
 
 class SessionStart(NamedTuple):
@@ -60,9 +62,9 @@ class Session:
     reconnects: int = 0
     starts: dict[str, SessionStart] = field(default_factory=dict)
     """By gid, of the groups of its user at `open`."""
-    cursors: dict[str, Cursor] = field(default_factory=dict)
+    cursors: "dict[str, Cursor]" = field(default_factory=dict)
     """By gid, of the groups that it follows. Other sessions at the same point have the same cursor."""
-    resume_points: dict[str, ResumePoint | None] = field(default_factory=dict)
+    resume_points: "dict[str, ResumePoint | None]" = field(default_factory=dict)
     """By gid, of the groups that it does not follow now. None: at the user's ack offset."""
     whole_after: dict[str, int] = field(default_factory=dict)
     """By gid, of groups in which it was handed no message up to here (packed), though its user may not have them."""

@@ -180,7 +180,7 @@ class Client:
         if self._is_closed:
             raise TryAgain("the socket is gone")
         # Before the session reads any message: what it gets with a name that is erased later is from before this.
-        erasures = await self.hub.erasures(given.get("after"))
+        erasures = await self.hub.erasures(given["after"]) if given.get("after") else {}
         session = self.session = await self.hub.open(self, uid, **given)
         if self._is_closed:  # meanwhile
             self.hub.end(session)

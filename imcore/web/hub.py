@@ -195,7 +195,7 @@ class Hub:
         if self._sockets[uid] <= 0:
             del self._sockets[uid]
 
-    async def erasures(self, after: Mapping[str, str] | None) -> Mapping[str, str | None]:
+    async def erasures(self, after: Mapping[str, str]) -> Mapping[str, str | None]:
         """Return the latest erasure of a user in each group of which a client has messages. Raise InvalidInput."""
         return await self.chat.performer.perform(latest_erasures(check_resume_points(after)))
 

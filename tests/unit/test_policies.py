@@ -249,7 +249,7 @@ class TestUsers:
 
         def change_meanwhile(calls: Any, **how: Any) -> Any:
             answers = call_each(calls, **how)
-            if calls[0].function == "im_set_receipts" and len(calls[0].keys) == 1 and changes:
+            if calls[0].function == "im_set_receipts" and len(calls[0].keys) == 2 and changes:
                 client.call(policy_calls.set_receipts(space, space.partition_of("bob"), "bob", is_off=changes.pop()))
             return answers
 

@@ -143,7 +143,7 @@ class TestTokens:
             await setup.ask(socket, request("connect", token=token(ttl_s=1)))
             [answer] = await setup.ask(socket, request("connect", 2, token=token(ttl_s=60)))
             assert answer["result"]["groups"] == [
-                {"gid": "team", "last_ack_msgid": T1, "last_msgid": T2, "unread": 1, "after": T1},
+                {"gid": "team", "last_ack_msgid": T1, "last_msgid": T2, "unread": 1, "after": T1, "last_erasure": None},
             ]
             await asyncio.sleep(1.3)
             assert socket.closed is None
