@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from imcore.gateway.fanout import Gap, Joined, Left, NewMessage, ReceiptsChanged
+from imcore.gateway.fanout import Ended, Gap, Joined, Left, NewMessage, ReceiptsChanged, Recipients
 from imcore.model.values import Receipt
 from imcore.msgid import pack
 from tests.helpers.web import T1, T2, FakeSocket, Setup, message, notification, request, token, with_setup
@@ -321,6 +321,15 @@ class TestNotifications:
                 ("joined", {"gid": "home"}),
                 ("left", {"gid": "home"}),
             ]
+
+        with_setup(story)
+
+    def test_a_socket_of_an_erased_user_is_closed(self) -> None:
+        async def story(setup: Setup) -> None:
+            sockets = [await setup.connected() for _ in range(2)]
+            await setup.push(Ended(Recipients(setup.recipients().sessions[:1])), news(setup))
+            assert [socket.closed for socket in sockets] == [(4401, "the user was erased"), None]
+            assert [len(socket.sent) for socket in sockets] == [0, 1]
 
         with_setup(story)
 
