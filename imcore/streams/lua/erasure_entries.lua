@@ -150,7 +150,7 @@ end)
 -- Answer: 1 if more follow, else 0.
 define('im_erase_entries', DENY_OOM, function(keys, args)
   local erasure, undone = erasure_of(args, 3), lowest_undone(keys[1], false, {})
-  local page, more = read_page('XRANGE', keys[1], '-', args[1], tonumber(args[2]), PAGE_BYTES / 8, true)
+  local page, more = read_page('XRANGE', keys[1], '-', args[1], tonumber(args[2]), PAGE_BYTES / 32, true)
   local done = {}
   for _, entry in ipairs(page) do
     if undone and is_after(undone, entry[1]) then
@@ -178,7 +178,7 @@ define('im_erase_dead', DENY_OOM, function(keys, args)
   if from == '' then
     redis.call('UNLINK', keys[2])
   end
-  local page, more = read_page('XRANGE', keys[1], from == '' and '-' or '(' .. from, '+', tonumber(args[2]), PAGE_BYTES / 8, true)
+  local page, more = read_page('XRANGE', keys[1], from == '' and '-' or '(' .. from, '+', tonumber(args[2]), PAGE_BYTES / 32, true)
   local top = last_id(keys[2])
   for _, letter in ipairs(page) do
     local fields, differs = anonymous(letter[2], erasure)
