@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Scenario = Callable[[BenchServers, RoundPlan, Progress], list[Figure]]
 
 # The module of `imcore.cli.bench.scenarios` for each scenario, where its function is named `run_` and its name.
-SCENARIOS = {"storm": "storm", "latency": "storm", "send": "operations", "ack": "operations", "tally": "operations"}
+SCENARIOS = {"storm": "storm", "latency": "latency", "send": "operations", "ack": "operations", "tally": "operations"}
 SCENARIOS |= {"persist": "persist", "memory": "memory", "blocking": "blocking", "web": "web_storm"}
 LATENCY, WEB = "latency", "web"
 """Parts of the storm: `im bench storm --latency` and `--web`."""
