@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from statistics import median
+from typing import NamedTuple
 
 from imcore.cli.bench.baseline.naive_design import NaiveDesign, open_naive, play
 from imcore.cli.bench.harness import cpu
@@ -26,12 +27,24 @@ from imcore.cli.bench.harness.figures import (
     percentile,
 )
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
-from imcore.cli.bench.harness.sessions import SessionCounts, SessionPool, open_sessions
+from imcore.cli.bench.harness.sessions import (
+    IN_FLIGHT,
+    Confirm,
+    SessionCounts,
+    SessionPool,
+    open_sessions,
+)
 from imcore.cli.bench.harness.traffic import count_acks, count_rows
 
 WINDOW_MS = 200
 CONNECTIONS = (1, 8)
 _NAIVE = "the literal design"
+
+_LONE = "40 connections, one message at a time"
+_ACKED = "one gateway, clients ack each message"
+_DELIVERED = "one gateway, clients say delivered before each ack"
+DELIVERED_AIM = Aim("<=", 1.6)
+"""Of the CPU of all processes, beside the same clients that only ack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,16 @@ class Variant:
     separate: bool = False
     """Whether the sessions have 40 connections, not one."""
     aim: Aim | None = None
+    in_flight: int = IN_FLIGHT
+    confirms: Sequence[Confirm] = ()
+    """What each client says of each message; nothing if the gateway acks."""
+
+
+class _Beside(NamedTuple):
+    """The name of a contestant that others are compared with, and its figures."""
+
+    name: str
+    rounds: Mapping[str, Rounds]
 
 
 def run_storm(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
@@ -60,9 +83,12 @@ def run_storm(servers: BenchServers, plan: RoundPlan, progress: Progress) -> lis
     best = max((rounds[name] for name in naive_names.values()), key=lambda measured: measured["cycles"].median)
     figures: list[Figure] = []
     for variant in variants:
-        figures += _figures(variant.name, rounds[variant.name], best, {"cycles": variant.aim, **_AIMS})
+        beside, aims = _Beside(_NAIVE, best), {"cycles": variant.aim, **_AIMS}
+        if variant.name == _DELIVERED:
+            beside, aims = _Beside(_ACKED, rounds[_ACKED]), {CPU_OF_ALL: DELIVERED_AIM, **_AIMS}
+        figures += _figures(variant.name, rounds[variant.name], beside, aims)
     for name in naive_names.values():
-        figures += _figures(f"{name} (beside a window of {WINDOW_MS} ms)", rounds[name], {}, {})
+        figures += _figures(f"{name} (beside a window of {WINDOW_MS} ms)", rounds[name], None, {})
     return figures
 
 
@@ -74,14 +100,22 @@ def _variants(plan: RoundPlan) -> list[Variant]:
         Variant("one gateway, acks per message, receipts folded", one, aim=Aim(">=", 20)),
         Variant("one gateway, acks of 10, receipts folded", many, 10, aim=Aim(">=", 100)),
         Variant("40 connections, acks per message, receipts folded", few, separate=True),
+        # One ack of each client for each message: with more in flight a poll brings several, and one ack is for them.
+        Variant(_LONE, plan.size(1000, 200), separate=True, in_flight=1),
+        Variant(_ACKED, one, confirms=("received",)),
+        Variant(_DELIVERED, one, confirms=("delivered", "received")),
         Variant("40 connections, acks of 10, receipts folded", few, 10, separate=True),
     ]
-    return variants[:3] if plan.quick else variants
+    return variants[:-1] if plan.quick else variants
 
 
 def _turn(running: RunningServers, variant: Variant, gids: Iterator[str]) -> Measured:
     gid, messages = next(gids), variant.messages
-    with open_sessions(running.servers, gid, ack_every=variant.ack_every, separate=variant.separate) as pool:
+    sessions = open_sessions(
+        running.servers, gid, ack_every=variant.ack_every, separate=variant.separate, confirms=variant.confirms
+    )
+    with sessions as pool:
+        pool.in_flight = variant.in_flight
         seen = pool.start_over()
         running.wait_until_stored()
         clocks, before = running.clocks(), _counts(running, gid)
@@ -167,6 +201,7 @@ _MOVE_BYTES = "bytes_moves"
 """Of one ack. SQLite does not say how large a table is."""
 
 CPU = "CPU"
+CPU_OF_ALL = f"{CPU}: {cpu.ALL}"
 CPU_TABLE = "CPU, per message"
 
 _MEASURES = {
@@ -197,8 +232,9 @@ _AIMS = {
 
 
 def _figures(
-    subject: str, rounds: Mapping[str, Rounds], naive: Mapping[str, Rounds], aims: Mapping[str, Aim | None]
+    subject: str, rounds: Mapping[str, Rounds], beside: _Beside | None, aims: Mapping[str, Aim | None]
 ) -> Iterator[Figure]:
+    yardsticks = {key: Yardstick(beside.name, values) for key, values in beside.rounds.items()} if beside else {}
     for key, (table, what, unit) in _MEASURES.items():
         if key in rounds:
             yield Figure(
@@ -209,10 +245,10 @@ def _figures(
                 table=table,
                 charted=key == "cycles",
                 rounds=rounds[key],
-                yardstick=Yardstick(_NAIVE, naive[key]) if key in naive else None,
+                yardstick=yardsticks.get(key),
                 aim=aims.get(key),
             )
-    yield from cpu_figures("storm", subject, rounds, Yardstick(_NAIVE, naive[f"{CPU}: {cpu.ALL}"]) if naive else None)
+    yield from cpu_figures("storm", subject, rounds, yardsticks.get(CPU_OF_ALL), aims.get(CPU_OF_ALL))
 
 
 def cpu_figures(
@@ -220,7 +256,7 @@ def cpu_figures(
 ) -> Iterator[Figure]:
     """Yield the CPU of each process; the yardstick and the aim are for all of them together."""
     for key in (key for key in rounds if key.startswith(f"{CPU}: ")):
-        is_total = key == f"{CPU}: {cpu.ALL}"
+        is_total = key == CPU_OF_ALL
         yield Figure(
             bench=bench,
             subject=subject,
