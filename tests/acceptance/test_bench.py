@@ -101,6 +101,7 @@ def client(bench: Bench) -> Iterator[redis.Redis]:
         ("persist", {"journal entries into SQLite", "rows into SQLite"}),
         ("memory", {"Redis, per member, 200 members", "Redis, per idle group of two"}),
         ("blocking", {"10,000 members: create", "20,000 members: trim"}),
+        ("inbox", {"the first page: calls of a page", "the page after it: longest call"}),
     ],
 )
 def test_bench_gives_figures_of_its_rounds_and_leaves_nothing(bench: Bench, name: str, expected: set[str]) -> None:
