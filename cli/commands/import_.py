@@ -32,14 +32,14 @@ def import_(run: Invocation, file: str) -> None:
     {"type": "delivered", "gid": "team", "uid": "rob", "client_msgid": "17"}
     {"type": "mark", "gid": "team", "uid": "rob", "client_msgid": "17"}
     {"type": "recall", "gid": "team", "uid": "ann", "client_msgid": "17"}
-    {"type": "group", "gid": "team"}
+    {"type": "group", "gid": "team", "receipts": "counts", "asked_by": "members"}
 
     An ack confirms all up to the message that carries its client_msgid; with "recall": true, up to the recall of that
     message; with "private": true, for the user alone. Up to a "delivered" one all has arrived, and from a "mark" on all
     is unread for the user; both need a member. A recall withdraws the message; who recalls need not be a member. A
     message with "recalled": true needs no content: its recall follows. A user who sends or acks and is no member joins
-    first. The first event of a group makes it; a "group" does nothing else. The chat of two users is made by the first
-    event that names them.
+    first. The first event of a group makes it; a "group" does nothing else, but "receipts" and "asked_by" are set at
+    the end, as by `im group set`. The chat of two users is made by the first event that names them.
     """
     from imcore.importer.formats import EventLines  # noqa: PLC0415 (the help need not wait for these)
     from imcore.importer.importer import import_events  # noqa: PLC0415

@@ -15,17 +15,18 @@ from imcore.model.records import record_of
 user = CommandGroup("user", help=COMMANDS["user"][1], example="im user set bob receipts=off")
 
 
-@command("set", of=user, example="im user set bob receipts=off")
+@command("set", of=user, example="im user set bob receipts=off\nim user set bob")
 @click.argument("uid")
-@click.argument("values", metavar="receipts=on|off", nargs=-1, required=True)
+@click.argument("values", metavar="[receipts=on|off]", nargs=-1)
 def set_(run: Invocation, uid: str, values: tuple[str, ...]) -> None:
-    """Set whether others are told what UID reads.
+    """Set whether others are told what UID reads. Without a value, show whether they are, and change nothing.
 
     While it is off, acks of UID are private, and UID is told numbers only, no names. What was read before stays read.
     """
-    receipts = chosen(values, {"receipts": USER_RECEIPTS})["receipts"]
+    wanted = chosen(values, {"receipts": USER_RECEIPTS})
     with run.chat() as chat:
-        run.show([record_of(chat.set_user(uid, receipts=receipts))], records.USER_COLUMNS)
+        policy = chat.set_user(uid, receipts=wanted["receipts"]) if wanted else chat.user_policy(uid)
+        run.show([record_of(policy)], records.USER_COLUMNS)
 
 
 @command("erase", of=user, example="im user erase ann\nim user erase ann --yes --json | jq .messages")

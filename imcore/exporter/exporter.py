@@ -10,6 +10,7 @@ from imcore.exporter import reader
 from imcore.exporter.client_msgids import ClientMsgids
 from imcore.exporter.timeline import Timeline
 from imcore.model.direct import is_direct
+from imcore.model.limits import ASKED_BY, GROUP_RECEIPTS
 from imcore.model.records import Record
 from imcore.model.rows import SpanRow
 from imcore.repair import window
@@ -64,7 +65,7 @@ class Export:
             spans = [span if span.uid == uid else _without_positions(span) for span in spans]
         client_msgids, before = ClientMsgids(), self.renamed
         timeline = Timeline(gid, spans, client_msgids, self._bookmark(gid, uid))
-        yield timeline.begin()
+        yield {**timeline.begin(), **self._policy(gid, uid)}
         for after, until in parts:
             for message in self._chat.performer.stream(reader.messages(gid, after, until)):
                 self.messages += 1
@@ -72,6 +73,14 @@ class Export:
                 self.renamed = before + client_msgids.renamed
         self._chat.group(gid)
         yield from timeline.end()
+
+    def _policy(self, gid: str, uid: str | None) -> Record:
+        """Return what a group's receipt policy has that a new group's has not; nothing in a user's data."""
+        if uid is not None:
+            return {}
+        policy = self._chat.group_policy(gid)
+        values = {"receipts": (policy.receipts, GROUP_RECEIPTS[0]), "asked_by": (policy.asked_by, ASKED_BY[0])}
+        return {name: value for name, (value, default) in values.items() if value != default}
 
     def _bookmark(self, gid: str, uid: str | None) -> tuple[int, int]:
         """Return the bookmark of the user whose data this is. A group's export has what others may know, too."""

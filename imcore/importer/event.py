@@ -9,7 +9,7 @@ from typing import Any
 
 from imcore.errors import InvalidInput
 from imcore.importer.formats import json_object
-from imcore.model.limits import check_content, check_name, check_time
+from imcore.model.limits import ASKED_BY, GROUP_RECEIPTS, check_choice, check_content, check_name, check_time
 from imcore.model.meta import check_meta
 
 _NAMES = {
@@ -34,7 +34,7 @@ class Event:
     """One valid event. A field that its type does not have is empty.
 
     A message that is `recalled` may have no content. An ack `of_recall` names the recall of a message. A `private` one
-    is for the user alone.
+    is for the user alone. A group may have a policy, in part.
     """
 
     type: str
@@ -47,6 +47,8 @@ class Event:
     meta: dict[str, Any] | None = None
     of_recall: bool = False
     private: bool = False
+    receipts: str | None = None
+    asked_by: str | None = None
 
 
 def parse(line: bytes, *, max_content_bytes: int) -> Event:
@@ -78,10 +80,16 @@ def _of_delivered(fields: dict[str, Any], _content_bytes: int, _meta_bytes: int)
     return {"of_recall": _flag(fields, "recall")}
 
 
+def _of_group(fields: dict[str, Any], _content_bytes: int, _meta_bytes: int) -> dict[str, Any]:
+    choices = {"receipts": GROUP_RECEIPTS, "asked_by": ASKED_BY}
+    return {name: check_choice(fields[name], choices[name], name) for name in choices if name in fields}
+
+
 _OTHER_FIELDS: Mapping[str, Callable[[dict[str, Any], int, int], dict[str, Any]]] = {
     "message": _of_message,
     "ack": _of_ack,
     "delivered": _of_delivered,
+    "group": _of_group,
 }
 """By type: reads the fields besides names, given the most bytes of a content and of a meta."""
 

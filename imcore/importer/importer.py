@@ -152,6 +152,8 @@ class _GroupImport:
         self._memberships: dict[str, tuple[int, bool]] = {}
         """By uid, whether the user was a member after the events that an earlier run applied, as which line says."""
         self._members: int | None = None
+        self._policy: _NumberedEvent | None = None
+        """The last event that says who is told about readers: set at the end, as the group may not exist before."""
         self._first_of_direct = ""
         """The user of a one-to-one chat who joined first, if the gid does not name the users."""
         self._apply_to_message: Mapping[str, Callable[[Event], None]] = {
@@ -169,6 +171,8 @@ class _GroupImport:
             self._recall_in_order(event)
         elif event.type == "group":
             self._create()
+            if event.receipts or event.asked_by:
+                self._policy = number, event
         else:
             self._wait(number, event)
 
@@ -181,11 +185,18 @@ class _GroupImport:
             self._apply_waiting()
 
     def end(self) -> None:
-        """Apply the events that wait. If an earlier run may have applied them, apply the final memberships and acks."""
+        """Apply the events that wait, and the policy.
+
+        If an earlier run may have applied these events, apply the final memberships and acks.
+        """
         if self._is_repeated:
             named = self._skip_waiting()
             self._waiting = [(number, event) for number, event in named if self._may_apply_again(event)]
         self._apply_waiting()
+        if self._policy:
+            number, event = self._policy
+            with self._run.reported(number):
+                self._chat.set_group(self._gid, receipts=event.receipts, asked_by=event.asked_by)
 
     def _may_apply_again(self, event: Event) -> bool:
         """Return whether an event that names a message changes no final membership."""

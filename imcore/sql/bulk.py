@@ -88,22 +88,24 @@ def check_deletions(batch: Batch, rows_of: Callable[[str, tuple[str, ...]], Iter
                 raise GroupDeleted(f"group {gid!r} was deleted just now")
 
 
-UPDATES: tuple[tuple[str, Callable[[Batch], list[tuple[object, ...]]]], ...] = (
-    (
-        """UPDATE group_msgs SET content = '', meta = NULL
-        WHERE gid = ? AND msgid = ? AND (content <> '' OR meta IS NOT NULL)""",
-        lambda batch: [(row.gid, row.recalls) for row in batch.messages if row.recalls is not None],
-    ),
-    (
-        "UPDATE group_msgs SET confirmed_read = ? WHERE gid = ? AND msgid = ? AND confirmed_read < ?",
-        lambda batch: [(row.read, row.gid, row.msgid, row.read) for row in batch.confirms],
-    ),
-    (
-        "UPDATE group_msgs SET confirmed_delivered = ? WHERE gid = ? AND msgid = ? AND confirmed_delivered < ?",
-        lambda batch: [(row.delivered, row.gid, row.msgid, row.delivered) for row in batch.confirms],
-    ),
+Update = tuple[str, Callable[[Batch], list[tuple[object, ...]]]]
+"""A statement for messages that are stored already, with its values. It runs once the rows are in."""
+
+RECALL: Update = (
+    """UPDATE group_msgs SET content = '', meta = NULL
+    WHERE gid = ? AND msgid = ? AND (content <> '' OR meta IS NOT NULL)""",
+    lambda batch: [(row.gid, row.recalls) for row in batch.messages if row.recalls is not None],
 )
-"""Statements for messages that are stored already, each with its values. They run once the rows are in."""
+# One statement for both numbers: each would write the whole row again.
+CONFIRM: Update = (
+    """UPDATE group_msgs SET
+        confirmed_read = CASE WHEN confirmed_read < ? THEN ? ELSE confirmed_read END,
+        confirmed_delivered = CASE WHEN confirmed_delivered < ? THEN ? ELSE confirmed_delivered END
+    WHERE gid = ? AND msgid = ? AND (confirmed_read < ? OR confirmed_delivered < ?)""",
+    lambda batch: [
+        (read, read, arrived, arrived, gid, msgid, read, arrived) for gid, msgid, read, arrived in batch.confirms
+    ],
+)
 
 
 def erasures_of(rows: Iterable[Sequence[Any]]) -> Erasures:

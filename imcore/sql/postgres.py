@@ -22,7 +22,7 @@ from imcore.errors import ImError
 from imcore.model.rows import Batch
 from imcore.sql import postgres_checks, postgres_url
 from imcore.sql.backend import Backend
-from imcore.sql.bulk import ERASURES_QUERY, UPDATES, BulkTable, by_table, check_deletions, erasures_of
+from imcore.sql.bulk import ERASURES_QUERY, RECALL, BulkTable, by_table, check_deletions, erasures_of
 from imcore.util.backoff import ThrottledLog
 from imcore.util.batches import batches
 
@@ -122,9 +122,11 @@ class PostgresBackend(Backend):
             for table, rows in by_table(batch):
                 write = _copy if may_copy and table.appends else _insert
                 write(cursor, table, [table.values(row, msgids.from_ms) for row in rows])
-            for statement, values_of in UPDATES:
-                if values := values_of(batch):
-                    cursor.executemany(_with_parameters(statement), values)
+            statement, values_of = RECALL
+            if values := values_of(batch):
+                cursor.executemany(_with_parameters(statement), values)
+            for rows in batches(batch.confirms, ROWS_PER_INSERT):
+                cursor.execute(_CONFIRM, [list(column) for column in zip(*rows, strict=True)])
 
     @contextmanager
     def _transaction(self) -> Iterator["psycopg.Connection[Any]"]:
@@ -158,6 +160,15 @@ def _insert(cursor: psycopg.Cursor[Any], table: BulkTable[Any], rows: list[tuple
         ON CONFLICT {table.on_conflict}"""  # noqa: S608 (our own names)
     for batch in batches(rows, ROWS_PER_INSERT):
         cursor.execute(statement.encode(), [list(column) for column in zip(*batch, strict=True)])
+
+
+# As `bulk.CONFIRM`, for all messages at once: a sender confirms each.
+_CONFIRM = b"""UPDATE group_msgs SET
+        confirmed_read = greatest(confirmed_read, confirmed.read),
+        confirmed_delivered = greatest(confirmed_delivered, confirmed.delivered)
+    FROM unnest(%b::text[], %b::int8[], %b::int4[], %b::int4[]) AS confirmed (gid, msgid, read, delivered)
+    WHERE group_msgs.gid = confirmed.gid AND group_msgs.msgid = confirmed.msgid
+        AND (confirmed_read < confirmed.read OR confirmed_delivered < confirmed.delivered)"""
 
 
 def _with_parameters(statement: str) -> bytes:

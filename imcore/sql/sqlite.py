@@ -27,7 +27,7 @@ from imcore.files.folders import make_private
 from imcore.model.rows import Batch
 from imcore.sql import cells, sqlite_file
 from imcore.sql.backend import Backend
-from imcore.sql.bulk import ERASURES_QUERY, UPDATES, BulkTable, by_table, check_deletions, erasures_of
+from imcore.sql.bulk import CONFIRM, ERASURES_QUERY, RECALL, BulkTable, by_table, check_deletions, erasures_of
 from imcore.sql.sqlite_file import FileConnection, error_code
 from imcore.sql.tables import to_iso
 
@@ -105,7 +105,7 @@ class SqliteBackend(Backend):
                 stored = erasures_of(driver.execute(ERASURES_QUERY)).applied(batch)
                 for table, rows in by_table(stored):
                     driver.executemany(_insert(table), (table.values(row, to_iso) for row in rows))
-                for statement, values_of in UPDATES:
+                for statement, values_of in (RECALL, CONFIRM):
                     driver.executemany(statement, values_of(stored))
             _refuse_lost(driver)
         if any(row.recalls is not None for row in batch.messages):

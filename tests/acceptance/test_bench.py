@@ -76,6 +76,8 @@ def client(bench: Bench) -> Iterator[redis.Redis]:
                 "one gateway, acks of 10, receipts folded: acks",
                 "one gateway, acks per message, receipts folded: CPU: all processes",
                 "one gateway, acks per message, receipts folded: CPU: persist",
+                "one gateway, clients say delivered before each ack: CPU: all processes",
+                "40 connections, one message at a time: SQL rows: offset moves",
             },
         ),
         (
@@ -83,7 +85,9 @@ def client(bench: Bench) -> Iterator[redis.Redis]:
             {
                 "im serve, acks per message: CPU: all processes",
                 "im serve, acks of 10: CPU: im serve",
+                "im serve, delivered before each ack: CPU: all processes",
                 "the ASGI application, acks of 10: CPU: Redis",
+                "the ASGI application, delivered before each ack: CPU: all processes",
                 "websockets' broadcast, acks per message: cycles",
             },
         ),
@@ -97,6 +101,7 @@ def client(bench: Bench) -> Iterator[redis.Redis]:
         ("persist", {"journal entries into SQLite", "rows into SQLite"}),
         ("memory", {"Redis, per member, 200 members", "Redis, per idle group of two"}),
         ("blocking", {"10,000 members: create", "20,000 members: trim"}),
+        ("inbox", {"the first page: calls of a page", "the page after it: longest call"}),
     ],
 )
 def test_bench_gives_figures_of_its_rounds_and_leaves_nothing(bench: Bench, name: str, expected: set[str]) -> None:
@@ -115,6 +120,19 @@ def test_bench_gives_figures_of_its_rounds_and_leaves_nothing(bench: Bench, name
     assert bench.left_behind()[0] == {}
     if name == "storm":
         _check_counts({key: figure["median"] for key, figure in figures.items()})
+    delivered = {key: figure for key, figure in figures.items() if "delivered before each ack: CPU: all" in key}
+    assert len(delivered) == {"storm": 1, "storm --web": 2}.get(name, 0)
+    for key, figure in delivered.items():
+        assert figure["yardstick"]["name"] == _ACKED_ALONE[key.split(",")[0]]
+        assert figure["aim"]["text"] == "<= 1.6 x"
+
+
+_ACKED_ALONE = {
+    "one gateway": "one gateway, clients ack each message",
+    "im serve": "im serve, acks per message",
+    "the ASGI application": "the ASGI application, acks per message",
+}
+"""What those are compared with who say `delivered` before each ack."""
 
 
 def _check_counts(medians: dict[str, float]) -> None:
@@ -125,6 +143,8 @@ def _check_counts(medians: dict[str, float]) -> None:
     assert 40 / IN_FLIGHT <= medians[f"{tenth}: acks"] <= 4
     assert medians[f"{per_message}: SQL rows: message"] == medians[f"{tenth}: SQL rows: message"] == 1
     assert medians[f"{per_message}: SQL rows: receipts"] == 0
+    assert medians["40 connections, one message at a time: acks"] == 40
+    assert medians["40 connections, one message at a time: SQL rows: offset moves"] <= 2
     assert medians[f"{per_message}: receipt frames in 200 ms"] <= 1.5
     literal = "the literal design, 8 connections (beside a window of 200 ms)"
     assert medians[f"{literal}: SQL rows: receipts"] == 199

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select, text
 from sqlmodel import Session
 
-from imcore.model.rows import Batch, GroupRow, MessageRow, MoveRow, SpanRow
+from imcore.model.rows import Batch, ConfirmRow, GroupRow, MessageRow, MoveRow, SpanRow
 from imcore.sql import queries
 from imcore.sql.database import Database
 from imcore.sql.postgres import PostgresBackend
@@ -49,6 +49,19 @@ class TestWrite:
         database.write(batch)
 
         assert stored(database) == batch
+
+    def test_what_a_sender_has_confirmed_never_goes_back(self, database: Database) -> None:
+        database.write(Batch(messages=[message(1), message(2), message(1, "h")]))
+        numbers: list[list[tuple[int, int]]] = []
+        for confirms in (
+            [ConfirmRow("g", at(1), 2, 5), ConfirmRow("g", at(2), 0, 1), ConfirmRow("g", at(9), 1, 1)],
+            [ConfirmRow("g", at(1), 3, 4), ConfirmRow("g", at(2), 0, 0), ConfirmRow("g", at(2), 1, 1)],
+            [ConfirmRow("g", at(1), 1, 1)],
+        ):
+            database.write(Batch(confirms=confirms))
+            rows = queries.light(database, ["g", "h"])
+            numbers.append([(row.confirmed_read, row.confirmed_delivered) for row in rows])
+        assert numbers == [[(2, 5), (0, 1), (0, 0)], [(3, 5), (1, 1), (0, 0)], [(3, 5), (1, 1), (0, 0)]]
 
     def test_writes_nothing_without_a_row(self, database_url: str) -> None:
         with Database.connect(database_url) as database:  # no tables

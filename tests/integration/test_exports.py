@@ -55,6 +55,7 @@ def test_real_chat_is_the_same_after_an_export_and_an_import(
     if is_trimmed:
         trim(chat.system, keep_messages=20)
     gids = [group.gid for group in chat.groups()]
+    chat.set_group(gids[0], receipts="counts", asked_by="members")
     exported = {gid: lines_of(chat, gid) for gid in gids}
     with copies() as copy:
         # When
@@ -64,6 +65,7 @@ def test_real_chat_is_the_same_after_an_export_and_an_import(
         for gid in gids:
             assert seen(copy, gid) == seen(chat, gid)
             assert lines_of(copy, gid) == exported[gid]
+            assert copy.group_policy(gid) == chat.group_policy(gid)
             assert import_lines(copy, exported[gid]) == ImportSummary()
 
 

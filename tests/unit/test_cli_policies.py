@@ -33,10 +33,26 @@ def test_a_user_is_set(chat: Chat) -> None:
     assert lines("user", "set", "bob", "receipts=on") == [{"uid": "bob", "receipts": "on"}]
 
 
+def test_without_a_value_the_present_policy_is_shown_and_nothing_is_changed(chat: Chat) -> None:
+    assert lines("group", "set", "team") == [{"gid": "team", "receipts": "names", "asked_by": "sender"}]
+    assert lines("user", "set", "bob") == [{"uid": "bob", "receipts": "on"}]
+
+    chat.set_group("team", receipts="counts", asked_by="members")
+    chat.set_user("bob", receipts="off")
+    server = chat.system.client.driver
+    before = {key: server.dump(key) for key in server.scan_iter()}
+
+    assert lines("group", "set", "team") == [{"gid": "team", "receipts": "counts", "asked_by": "members"}]
+    assert im("group", "set", "team").stdout == "gid\treceipts\tasked_by\nteam\tcounts\tmembers\n"
+    assert lines("user", "set", "bob") == [{"uid": "bob", "receipts": "off"}]
+    assert im("user", "set", "bob").stdout == "uid\treceipts\nbob\toff\n"
+    assert {key: server.dump(key) for key in server.scan_iter()} == before
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["group", "set", "team"],
+        ["group", "set"],
         ["group", "set", "team", "receipts"],
         ["group", "set", "team", "receipts=none"],
         ["group", "set", "team", "receipts="],
@@ -44,7 +60,7 @@ def test_a_user_is_set(chat: Chat) -> None:
         ["group", "set", "team", "receipts=off", "receipts=names"],
         ["user", "set", "bob", "receipts=names"],
         ["user", "set", "bob", "asked-by=sender"],
-        ["user", "set", "bob"],
+        ["user", "set"],
     ],
 )
 def test_what_does_not_exist_is_wrong_usage(chat: Chat, arguments: list[str]) -> None:
@@ -55,7 +71,9 @@ def test_what_does_not_exist_is_wrong_usage(chat: Chat, arguments: list[str]) ->
 
 def test_an_unknown_group_and_a_chat_that_names_one_user_only() -> None:
     assert "no group 'other'" in refused("group", "set", "other", "receipts=off")
+    assert "no group 'other'" in refused("group", "set", "other")
     assert "whose chat with 'bob'" in refused("group", "set", "dm:bob", "receipts=off")
+    assert "whose chat with 'bob'" in refused("group", "set", "dm:bob")
     assert "whose chat with 'bob'" in refused("why", "dm:bob", "1767225600000-0", "bob")
 
 

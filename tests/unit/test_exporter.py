@@ -42,6 +42,16 @@ def say(chat: Chat, uid: str, client_msgid: str) -> str:
     return chat.send("team", f"by-{uid}", sender_uid=uid, client_msgid=client_msgid).msgid
 
 
+def test_a_policy_is_in_the_export_of_the_group_alone(chat: Chat) -> None:
+    begin = {"type": "group", "gid": "team"}
+    assert next(Export(chat).group("team")) == begin
+    chat.set_group("team", asked_by="members")
+    assert next(Export(chat).group("team")) == begin | {"asked_by": "members"}
+    chat.set_group("team", receipts="off", asked_by="sender")
+    assert next(Export(chat).group("team")) == begin | {"receipts": "off"}
+    assert next(Export(chat).user("ann")) == begin
+
+
 def test_memberships_come_where_they_began_and_ended(chat: Chat) -> None:
     say(chat, "ann", "1")
     chat.ack("bob", "team")

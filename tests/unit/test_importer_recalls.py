@@ -1,10 +1,11 @@
-"""Imports of recalls, of groups without events, and of one-to-one chats."""
+"""Imports of recalls, of groups without events, of policies, and of one-to-one chats."""
 
 import pytest
 
 from imcore import Chat
 from imcore.admin.retention import trim
 from imcore.model.direct import gid_of
+from imcore.model.values import GroupPolicy
 from tests.helpers.import_events import BY_BOB, HELLO, event, lines, run, run_with_errors
 from tests.helpers.workers import store
 
@@ -92,16 +93,31 @@ def test_group_event_creates_a_group_without_members(chat: Chat) -> None:
     assert chat.group("#g").members == 1
 
 
+def test_group_event_sets_the_policy(chat: Chat) -> None:
+    group = {"type": "group", "gid": "#g"}
+
+    run(chat, group | {"receipts": "counts"}, HELLO)
+    assert chat.group_policy("#g") == GroupPolicy("#g", "counts", "sender")
+    run(chat, group | {"asked_by": "members"}, HELLO)
+    run(chat, group)
+    assert chat.group_policy("#g") == GroupPolicy("#g", "counts", "members")
+    for wrong in ({"receipts": "none"}, {"asked_by": None}, {"receipts": ["off"]}):
+        _, [(number, reason)] = run_with_errors(chat, lines([group | wrong]))
+        assert (number, reason.split(" ")[0]) == (1, *wrong)
+    assert chat.group_policy("#g") == GroupPolicy("#g", "counts", "members")
+
+
 @pytest.mark.parametrize("users", [("ann", "bob"), ("ann", "ann"), LONG])
 def test_one_to_one_chat(chat: Chat, users: tuple[str, str]) -> None:
     gid = gid_of(*users)
     events = [event_ | {"gid": gid} for event_ in (event("join", users[0]), event("join", users[1]))]
-    events = [{"type": "group", "gid": gid}, *events, HELLO | {"gid": gid, "uid": users[0]}]
+    events = [{"type": "group", "gid": gid, "receipts": "off"}, *events, HELLO | {"gid": gid, "uid": users[0]}]
 
     assert run(chat, *events) == {"messages": 1, "joins": len(set(users))}
     assert [member.uid for member in chat.members(gid)] == sorted(set(users))
     assert chat.send_direct(users[1], "more", sender_uid=users[0]).gid == gid
     assert run(chat, *events) == {}
+    assert chat.group_policy(gid).receipts == "off"
 
 
 def test_one_to_one_chat_is_of_its_two_users_only(chat: Chat) -> None:

@@ -19,7 +19,7 @@ MEMBERS = 200
 ONLINE = 40
 
 IN_FLIGHT = 20
-"""The limit of messages in flight at once."""
+"""The limit of messages in flight at once, unless a pool is given another one."""
 
 Confirm = Literal["delivered", "received"]
 
@@ -75,6 +75,7 @@ class SessionPool:
         self, chat: Chat, gid: str, gateways: Sequence[Gateway], sender: Session, confirms: Sequence[Confirm] = ()
     ) -> None:
         """`confirms`: what each session says of each message by itself; nothing if its gateway acks."""
+        self.in_flight = IN_FLIGHT
         self._confirms = confirms
         self.chat = chat
         self.gid = gid
@@ -108,9 +109,9 @@ class SessionPool:
                 getattr(gateway, method)(session, self.gid, event.message.msgid)
 
     def send_when_free(self, most: int) -> list[int]:
-        """Poll until fewer than IN_FLIGHT messages are under way; fill up with `most` at most. Return their seqs."""
-        self._poll_until(lambda: self.seen.under_way < IN_FLIGHT)
-        return self.send(min(most, IN_FLIGHT - self.seen.under_way))
+        """Poll until fewer than `in_flight` messages are under way; fill up with `most` at most. Return their seqs."""
+        self._poll_until(lambda: self.seen.under_way < self.in_flight)
+        return self.send(min(most, self.in_flight - self.seen.under_way))
 
     def poll_until_in(self, seqs: Sequence[int], times: dict[int, float]) -> None:
         """Poll until `times` has all of these messages. Raise ImError if that takes too long."""

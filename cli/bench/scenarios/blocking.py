@@ -1,25 +1,22 @@
-"""The longest call of each operation. Meanwhile the server serves nobody else.
-
-The figures come from the server's slow log. So they contain no time of the client and of the connection.
-"""
+"""The longest call of each operation. Meanwhile the server serves nobody else."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import count
-from typing import Any
 
 from imcore.admin import retention
-from imcore.chat import Chat
 from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, interleave
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
+from imcore.cli.bench.harness.slow_log import slow_log
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
-from imcore.streams.redis_errors import driver_errors
 
 TEXT = "x" * 1000
 MESSAGES = 2000
-_SETTINGS = {"slowlog-log-slower-than": 100, "slowlog-max-len": 10_000}
+_ABOVE_US = 100
+
+_Durations = Callable[[Callable[[], object]], list[float]]
+
 _AIM = Aim("<=", 10, of_ratio=False)
 
 
@@ -27,9 +24,10 @@ def run_blocking(servers: BenchServers, plan: RoundPlan, progress: Progress) -> 
     """Measure the longest call of each operation, in groups of two sizes."""
     servers = servers.using(servers.tables())
     gids = (f"{servers.name}-{number}" for number in count())
-    with servers.running("persist", "receipts") as running, _slow_log(running.chat):
+    with servers.running("persist", "receipts") as running, slow_log(running.chat, _ABOVE_US) as durations:
         contestants: dict[str, Callable[[], Measured]] = {
-            f"{size:,} members": partial(_turn, running, gids, size) for size in (10_000, plan.size(100_000, 20_000))
+            f"{size:,} members": partial(_turn, running, durations, gids, size)
+            for size in (10_000, plan.size(100_000, 20_000))
         }
         rounds = interleave(contestants, plan, progress)
     return [
@@ -39,9 +37,13 @@ def run_blocking(servers: BenchServers, plan: RoundPlan, progress: Progress) -> 
     ]
 
 
-def _turn(running: RunningServers, gids: Iterator[str], size: int) -> Measured:
+def _turn(running: RunningServers, durations: _Durations, gids: Iterator[str], size: int) -> Measured:
     chat, gid = running.chat, next(gids)
-    longest = partial(_longest, chat.system.client.driver)
+
+    def longest(action: Callable[[], object]) -> float:
+        """Return how long the longest call of an action took the server, in ms."""
+        return max(durations(action), default=_ABOVE_US / 1000)
+
     uids = [f"user-{number:08}" for number in range(size)]
     others = [f"other-{number:08}" for number in range(size // 10)]
     measured = {"create": longest(lambda: chat.create_group(gid, uids))}
@@ -57,26 +59,3 @@ def _turn(running: RunningServers, gids: Iterator[str], size: int) -> Measured:
     running.wait_until_stored()
     measured["trim"] = longest(lambda: retention.trim(chat.system, keep_messages=0))
     return measured
-
-
-def _longest(server: Any, action: Callable[[], object]) -> float:
-    """Return how long the longest call of an action took the server, in ms."""
-    server.slowlog_reset()
-    action()
-    entries = server.slowlog_get(_SETTINGS["slowlog-max-len"])
-    return max((entry["duration"] / 1000 for entry in entries), default=_SETTINGS["slowlog-log-slower-than"] / 1000)
-
-
-@contextmanager
-def _slow_log(chat: Chat) -> Iterator[None]:
-    """Make the server log every call of 0.1 ms and more; restore its settings after the `with`."""
-    server = chat.system.client.driver
-    with driver_errors(chat.system.client.address):
-        before = {name: server.config_get(name)[name] for name in _SETTINGS}
-        try:
-            for name, value in _SETTINGS.items():
-                server.config_set(name, value)
-            yield
-        finally:
-            for name, setting in before.items():
-                server.config_set(name, str(setting))

@@ -6,12 +6,11 @@ the default window.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, product
+from itertools import count
 from statistics import median
-from typing import Any
+from typing import NamedTuple
 
 from imcore.cli.bench.baseline.naive_design import NaiveDesign, open_naive, play
 from imcore.cli.bench.harness import cpu
@@ -28,20 +27,24 @@ from imcore.cli.bench.harness.figures import (
     percentile,
 )
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
-from imcore.cli.bench.harness.sessions import DEADLINE_S, ONLINE, SessionCounts, SessionPool, open_sessions
-from imcore.cli.bench.harness.traffic import TEXT, count_acks, count_rows
-from imcore.errors import ImError
-from imcore.streams.client import open_client
+from imcore.cli.bench.harness.sessions import (
+    IN_FLIGHT,
+    Confirm,
+    SessionCounts,
+    SessionPool,
+    open_sessions,
+)
+from imcore.cli.bench.harness.traffic import count_acks, count_rows
 
 WINDOW_MS = 200
 CONNECTIONS = (1, 8)
 _NAIVE = "the literal design"
 
-_BARE = f"bare PUBLISH to {ONLINE} connections"
-_IS_SEPARATE = {"one gateway": False, "40 connections": True}
-_PARTS = {"sent": "from send to the last of 40", "receipt": "from the last ack to the sender's full tally"}
-_SHARES = ("p50", "p99")
-_LATENCY_AIM = Aim("<=", 3)
+_LONE = "40 connections, one message at a time"
+_ACKED = "one gateway, clients ack each message"
+_DELIVERED = "one gateway, clients say delivered before each ack"
+DELIVERED_AIM = Aim("<=", 1.6)
+"""Of the CPU of all processes, beside the same clients that only ack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,16 @@ class Variant:
     separate: bool = False
     """Whether the sessions have 40 connections, not one."""
     aim: Aim | None = None
+    in_flight: int = IN_FLIGHT
+    confirms: Sequence[Confirm] = ()
+    """What each client says of each message; nothing if the gateway acks."""
+
+
+class _Beside(NamedTuple):
+    """The name of a contestant that others are compared with, and its figures."""
+
+    name: str
+    rounds: Mapping[str, Rounds]
 
 
 def run_storm(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
@@ -70,9 +83,12 @@ def run_storm(servers: BenchServers, plan: RoundPlan, progress: Progress) -> lis
     best = max((rounds[name] for name in naive_names.values()), key=lambda measured: measured["cycles"].median)
     figures: list[Figure] = []
     for variant in variants:
-        figures += _figures(variant.name, rounds[variant.name], best, {"cycles": variant.aim, **_AIMS})
+        beside, aims = _Beside(_NAIVE, best), {"cycles": variant.aim, **_AIMS}
+        if variant.name == _DELIVERED:
+            beside, aims = _Beside(_ACKED, rounds[_ACKED]), {CPU_OF_ALL: DELIVERED_AIM, **_AIMS}
+        figures += _figures(variant.name, rounds[variant.name], beside, aims)
     for name in naive_names.values():
-        figures += _figures(f"{name} (beside a window of {WINDOW_MS} ms)", rounds[name], {}, {})
+        figures += _figures(f"{name} (beside a window of {WINDOW_MS} ms)", rounds[name], None, {})
     return figures
 
 
@@ -84,14 +100,22 @@ def _variants(plan: RoundPlan) -> list[Variant]:
         Variant("one gateway, acks per message, receipts folded", one, aim=Aim(">=", 20)),
         Variant("one gateway, acks of 10, receipts folded", many, 10, aim=Aim(">=", 100)),
         Variant("40 connections, acks per message, receipts folded", few, separate=True),
+        # One ack of each client for each message: with more in flight a poll brings several, and one ack is for them.
+        Variant(_LONE, plan.size(1000, 200), separate=True, in_flight=1),
+        Variant(_ACKED, one, confirms=("received",)),
+        Variant(_DELIVERED, one, confirms=("delivered", "received")),
         Variant("40 connections, acks of 10, receipts folded", few, 10, separate=True),
     ]
-    return variants[:3] if plan.quick else variants
+    return variants[:-1] if plan.quick else variants
 
 
 def _turn(running: RunningServers, variant: Variant, gids: Iterator[str]) -> Measured:
     gid, messages = next(gids), variant.messages
-    with open_sessions(running.servers, gid, ack_every=variant.ack_every, separate=variant.separate) as pool:
+    sessions = open_sessions(
+        running.servers, gid, ack_every=variant.ack_every, separate=variant.separate, confirms=variant.confirms
+    )
+    with sessions as pool:
+        pool.in_flight = variant.in_flight
         seen = pool.start_over()
         running.wait_until_stored()
         clocks, before = running.clocks(), _counts(running, gid)
@@ -160,11 +184,16 @@ def _measured(seen: SessionCounts, messages: int) -> dict[str, float]:
     receipt_ms = [(seen.known[seq] - seen.arrived[seq]) * 1000 for seq in seen.sent]
     return {
         "cycles": messages / (max(seen.known.values()) - seen.began),
-        **_shares(delivery_ms, "delivery "),
-        **_shares(receipt_ms, "receipt "),
+        **shares(delivery_ms, "delivery "),
+        **shares(receipt_ms, "receipt "),
         "pushes": seen.pushes / messages,
         "digests": seen.digests / messages,
     }
+
+
+def shares(samples: Sequence[float], prefix: str = "") -> dict[str, float]:
+    """Return the median and the slowest hundredth of some samples."""
+    return {f"{prefix}p50": median(samples), f"{prefix}p99": percentile(samples, 0.99)}
 
 
 _SPEED, _COUNTED = "speed", "counted, per message"
@@ -172,6 +201,7 @@ _MOVE_BYTES = "bytes_moves"
 """Of one ack. SQLite does not say how large a table is."""
 
 CPU = "CPU"
+CPU_OF_ALL = f"{CPU}: {cpu.ALL}"
 CPU_TABLE = "CPU, per message"
 
 _MEASURES = {
@@ -202,8 +232,9 @@ _AIMS = {
 
 
 def _figures(
-    subject: str, rounds: Mapping[str, Rounds], naive: Mapping[str, Rounds], aims: Mapping[str, Aim | None]
+    subject: str, rounds: Mapping[str, Rounds], beside: _Beside | None, aims: Mapping[str, Aim | None]
 ) -> Iterator[Figure]:
+    yardsticks = {key: Yardstick(beside.name, values) for key, values in beside.rounds.items()} if beside else {}
     for key, (table, what, unit) in _MEASURES.items():
         if key in rounds:
             yield Figure(
@@ -214,10 +245,10 @@ def _figures(
                 table=table,
                 charted=key == "cycles",
                 rounds=rounds[key],
-                yardstick=Yardstick(_NAIVE, naive[key]) if key in naive else None,
+                yardstick=yardsticks.get(key),
                 aim=aims.get(key),
             )
-    yield from cpu_figures("storm", subject, rounds, Yardstick(_NAIVE, naive[f"{CPU}: {cpu.ALL}"]) if naive else None)
+    yield from cpu_figures("storm", subject, rounds, yardsticks.get(CPU_OF_ALL), aims.get(CPU_OF_ALL))
 
 
 def cpu_figures(
@@ -225,7 +256,7 @@ def cpu_figures(
 ) -> Iterator[Figure]:
     """Yield the CPU of each process; the yardstick and the aim are for all of them together."""
     for key in (key for key in rounds if key.startswith(f"{CPU}: ")):
-        is_total = key == f"{CPU}: {cpu.ALL}"
+        is_total = key == CPU_OF_ALL
         yield Figure(
             bench=bench,
             subject=subject,
@@ -236,81 +267,3 @@ def cpu_figures(
             yardstick=yardstick if is_total else None,
             aim=aim if is_total else None,
         )
-
-
-def run_latency(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[Figure]:
-    """Measure the way of one message at a time, on one gateway and on 40 connections, with a window of 0.
-
-    The yardstick is a bare PUBLISH to 40 subscribers on connections of their own, which one thread reads in turn
-    through the same client as it reads the sessions.
-    """
-    messages = plan.size(200, 40)
-    servers = servers.using(servers.tables(), receipt_window_ms=0)
-    contestants: dict[str, Callable[[], Measured]] = {}
-    with ExitStack() as things:
-        things.enter_context(servers.running("receipts"))
-        for name, separate in _IS_SEPARATE.items():
-            pool = things.enter_context(open_sessions(servers, f"{servers.name}-{name[:2]}", separate=separate))
-            contestants[name] = partial(_latency_turn, pool, messages)
-        publish = things.enter_context(_subscribers(servers))
-        contestants[_BARE] = lambda: _shares([publish() for _ in range(messages)])
-        rounds = interleave(contestants, plan, progress)
-    return list(_latency_figures(rounds))
-
-
-def _latency_figures(rounds: dict[str, dict[str, Rounds]]) -> Iterator[Figure]:
-    figure = partial(Figure, bench="storm", unit="us")
-    for name, (part, what), share in product(_IS_SEPARATE, _PARTS.items(), _SHARES):
-        yield figure(
-            subject=name,
-            what=f"{what}, {share}",
-            charted=share == "p50",
-            rounds=rounds[name][f"{part} {share}"],
-            yardstick=Yardstick(_BARE, rounds[_BARE][share]),
-            aim=_LATENCY_AIM,
-        )
-    for share in _SHARES:
-        yield figure(subject=_BARE, what=share, charted=share == "p50", rounds=rounds[_BARE][share])
-
-
-def _latency_turn(pool: SessionPool, messages: int) -> Measured:
-    seen = pool.start_over()
-    receipt_us = []
-    for _ in range(messages):
-        seqs = pool.send(1)
-        pool.poll_until_in(seqs, seen.arrived)
-        began = time.perf_counter()  # the next poll sends the acks
-        pool.poll_until_in(seqs, seen.known)
-        receipt_us.append((seen.known[seqs[0]] - began) * 1e6)
-    sent_us = [(seen.arrived[seq] - at) * 1e6 for seq, at in seen.sent.items()]
-    return {**_shares(sent_us, "sent "), **_shares(receipt_us, "receipt ")}
-
-
-def _shares(samples: Sequence[float], prefix: str = "") -> Measured:
-    return {f"{prefix}p50": median(samples), f"{prefix}p99": percentile(samples, 0.99)}
-
-
-@contextmanager
-def _subscribers(servers: BenchServers) -> Iterator[Callable[[], float]]:
-    """Subscribe on 40 connections. Yield a function that publishes, and returns the us to the last one."""
-    channel = f"im:{{0}}:{servers.name}-bare"
-    with open_client(servers.settings.redis_url) as client, ExitStack() as things:
-        subscribers: list[Any] = []
-        for _ in range(ONLINE):
-            subscriber: Any = client.pubsub()
-            things.callback(subscriber.close)
-            subscriber.ssubscribe(channel)
-            subscriber.get_message(timeout=DEADLINE_S)
-            subscribers.append(subscriber)
-        yield partial(_publish, client, channel, subscribers)
-
-
-def _publish(client: Any, channel: str, subscribers: list[Any]) -> float:
-    began = time.perf_counter()
-    client.execute_command("SPUBLISH", channel, TEXT)
-    waiting = list(subscribers)
-    while waiting:
-        waiting = [subscriber for subscriber in waiting if subscriber.get_message(timeout=0.0) is None]
-        if time.perf_counter() - began > DEADLINE_S:
-            raise ImError(f"a bare PUBLISH has not reached {len(waiting)} of its subscribers")
-    return (time.perf_counter() - began) * 1e6

@@ -2,7 +2,8 @@
 
 The server is a process, and so are its clients together, whose CPU is not counted. The yardstick is the least that a
 server of sockets does, with the same clients. Where it passes a message on and counts the acks, ours also stores them,
-keeps everybody's position, and tells the sender who has read.
+keeps everybody's position, and tells the sender who has read. Clients that say `delivered` before each ack are compared
+with those that only ack.
 """
 
 import json
@@ -14,14 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imcore.cli.bench.harness import cpu
 from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Rounds, Yardstick, interleave
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
 from imcore.cli.bench.harness.sessions import IN_FLIGHT, MEMBERS, ONLINE
 from imcore.cli.bench.harness.traffic import TEXT
-from imcore.cli.bench.scenarios.storm import CPU, WINDOW_MS, cpu_figures, cpu_spent
+from imcore.cli.bench.scenarios.storm import CPU_OF_ALL, DELIVERED_AIM, WINDOW_MS, cpu_figures, cpu_spent
 from imcore.cli.sandbox import Processes
 from imcore.errors import ImError
 from imcore.web import extra
@@ -31,11 +32,24 @@ if TYPE_CHECKING:
 
 _LONGEST_S = 300
 _SPEED = "over sockets"
+_ACKED = "acks per message"
 
 _SERVE, _APPLICATION, _BARE = "im serve", "the ASGI application", "websockets' broadcast"
 _NO_LIMIT = {"IM_WEB_CALLS_PER_S": "1000000", "IM_WEB_CALLS_BURST": "1000000"}
 
 _AIMS_US = {(_SERVE, 1): 1000, (_SERVE, 10): 500, (_APPLICATION, 1): 1600, (_APPLICATION, 10): 700}
+
+
+class _Storm(NamedTuple):
+    """What clients do, and how many messages are sent meanwhile. `delivers`: they say it of each message."""
+
+    name: str
+    ack_every: int
+    messages: int
+    delivers: bool = False
+
+    def subject(self, server: str) -> str:
+        return f"{server}, {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +71,23 @@ def run_web(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[
         environment = {**servers.environment(), "IM_WEB_KEY": key, **_NO_LIMIT}
         processes = things.enter_context(Processes(environment, "the server"))
         contestants = {
-            _subject(server.name, ack_every): partial(
-                _turn, running, server, _clients(things, running, server, key, ack_every, messages)
-            )
+            storm.subject(server.name): partial(_turn, running, server, _clients(things, running, server, key, storm))
             for server in _start(processes)
-            for ack_every, messages in _sizes(plan)
+            for storm in _storms(plan, server.name)
         }
         rounds = interleave(contestants, plan, progress)
     return [
         figure
         for name in (_SERVE, _APPLICATION, _BARE)
-        for ack_every, _ in _sizes(plan)
-        for figure in _figures(name, ack_every, rounds)
+        for storm in _storms(plan, name)
+        for figure in _figures(name, storm, rounds)
     ]
 
 
-def _subject(name: str, ack_every: int) -> str:
-    return f"{name}, {'acks per message' if ack_every == 1 else f'acks of {ack_every}'}"
-
-
-def _sizes(plan: RoundPlan) -> Sequence[tuple[int, int]]:
-    """Return how often clients ack, and how many messages are sent then."""
-    return (1, plan.size(4000, 200)), (10, plan.size(10_000, 400))
+def _storms(plan: RoundPlan, server: str) -> list[_Storm]:
+    few = plan.size(4000, 200)
+    storms = [_Storm(_ACKED, 1, few), _Storm("acks of 10", 10, plan.size(10_000, 400))]
+    return storms if server == _BARE else [*storms, _Storm("delivered before each ack", 1, few, delivers=True)]
 
 
 def _start(processes: Processes) -> list[_Server]:
@@ -153,13 +162,11 @@ class _Clients:
         return self._lines.pop(0)
 
 
-def _clients(
-    things: ExitStack, running: RunningServers, server: _Server, key: str, ack_every: int, messages: int
-) -> _Clients:
+def _clients(things: ExitStack, running: RunningServers, server: _Server, key: str, storm: _Storm) -> _Clients:
     """Connect clients to a server, in a group of their own."""
     from imcore.cli.bench.harness.socket_clients import StormPlan  # noqa: PLC0415 (of the extra, which may be missing)
 
-    gid = f"{running.servers.name}-web-{server.port}-{ack_every}"
+    gid = f"{running.servers.name}-web-{server.port}-{storm.ack_every}{'-delivered' * storm.delivers}"
     uids = [f"{gid}-{number}" for number in range(MEMBERS)]
     running.chat.create_group(gid, uids)
     reading, going = os.pipe()
@@ -169,12 +176,13 @@ def _clients(
             url=f"ws://127.0.0.1:{server.port}/ws",
             gid=gid,
             tokens=[gid] * (ONLINE + 1) if server.name == _BARE else _tokens(key, uids[: ONLINE + 1]),
-            messages=messages,
-            ack_every=ack_every,
+            messages=storm.messages,
+            ack_every=storm.ack_every,
             in_flight=IN_FLIGHT,
             text=TEXT,
             go_fd=reading,
             is_bare=server.name == _BARE,
+            delivers=storm.delivers,
         )
         return _Clients(things, running, plan, going)
     finally:
@@ -199,21 +207,34 @@ _MEASURES = {
 }
 
 
-def _figures(name: str, ack_every: int, rounds: Mapping[str, Mapping[str, Rounds]]) -> Iterator[Figure]:
-    subject, is_bare = _subject(name, ack_every), name == _BARE
-    own, bare = rounds[subject], rounds[_subject(_BARE, ack_every)]
+def _figures(name: str, storm: _Storm, rounds: Mapping[str, Mapping[str, Rounds]]) -> Iterator[Figure]:
+    own, yardsticks = rounds[storm.subject(name)], _yardsticks(name, storm, rounds)
     for key, (what, unit) in _MEASURES.items():
         if key in own:
             yield Figure(
                 bench="storm",
-                subject=subject,
+                subject=storm.subject(name),
                 what=what,
                 unit=unit,
                 table=_SPEED,
                 charted=key == "cycles",
                 rounds=own[key],
-                yardstick=None if is_bare or key not in bare else Yardstick(_BARE, bare[key]),
+                yardstick=yardsticks.get(key),
             )
-    yardstick = None if is_bare else Yardstick(_BARE, bare[f"{CPU}: {cpu.ALL}"])
-    aim = None if is_bare else Aim("<=", _AIMS_US[name, ack_every], of_ratio=False)
-    yield from cpu_figures("storm", subject, own, yardstick, aim)
+    yield from cpu_figures("storm", storm.subject(name), own, yardsticks.get(CPU_OF_ALL), _aim(name, storm))
+
+
+def _yardsticks(name: str, storm: _Storm, rounds: Mapping[str, Mapping[str, Rounds]]) -> dict[str, Yardstick]:
+    """Return what is compared with what: nothing for the yardstick itself."""
+    if name == _BARE:
+        return {}
+    beside = subject = f"{name}, {_ACKED}"
+    if not storm.delivers:
+        beside, subject = _BARE, storm.subject(_BARE)
+    return {key: Yardstick(beside, values) for key, values in rounds[subject].items()}
+
+
+def _aim(name: str, storm: _Storm) -> Aim | None:
+    if storm.delivers:
+        return DELIVERED_AIM
+    return None if name == _BARE else Aim("<=", _AIMS_US[name, storm.ack_every], of_ratio=False)
