@@ -116,8 +116,9 @@ class PostgresBackend(Backend):
         with self._transaction() as driver, driver.cursor() as cursor:
             check_deletions(batch, lambda statement, values: cursor.execute(_with_parameters(statement), values))
             # The lock lasts until the commit: the beginning and the end of an erasure wait for it.
-            cursor.execute(f"LOCK TABLE erasures IN ROW SHARE MODE; {ERASURES_QUERY}".encode())
-            cursor.nextset()
+            cursor.execute(f"LOCK TABLE erasures IN ROW SHARE MODE; {_BY_KEY} {ERASURES_QUERY}".encode())
+            while cursor.nextset():
+                pass
             batch = erasures_of(cursor).applied(batch)
             for table, rows in by_table(batch):
                 write = _copy if may_copy and table.appends else _insert
@@ -161,6 +162,9 @@ def _insert(cursor: psycopg.Cursor[Any], table: BulkTable[Any], rows: list[tuple
     for batch in batches(rows, ROWS_PER_INSERT):
         cursor.execute(statement.encode(), [list(column) for column in zip(*batch, strict=True)])
 
+
+_BY_KEY = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off;"
+"""Each row is found by its key. Otherwise PostgreSQL reads all messages for `_CONFIRM`, until there are very many."""
 
 # As `bulk.CONFIRM`, for all messages at once: a sender confirms each.
 _CONFIRM = b"""UPDATE group_msgs SET
