@@ -206,9 +206,9 @@ def test_bench_saves_compares_and_draws_a_run(bench: Bench, tmp_path_factory: py
     folder = tmp_path_factory.mktemp("saved")
 
     first = bench.run(
-        "tally", "--quick", "--rounds=2", "--out", str(folder / "one.json"), "--svg", str(folder / "one.svg")
+        "persist", "--quick", "--rounds=2", "--out", str(folder / "one.json"), "--svg", str(folder / "one.svg")
     )
-    second = bench.run("tally", "--quick", "--rounds=2", "--compare", str(folder / "one.json"))
+    second = bench.run("persist", "--quick", "--rounds=2", "--compare", str(folder / "one.json"))
 
     assert (first.returncode, second.returncode) == (0, 0)
     run = json.loads((folder / "one.json").read_text())

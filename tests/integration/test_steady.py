@@ -1,8 +1,9 @@
 """A day of traffic in fast motion, with workers that die over it: Redis stays as it is, and nothing is left behind.
 
 24 hours of the real chat's rates, and the next morning, are played through gateways whose sessions come and go, with
-`trim` after each part of an hour. Times that are a day in life (retention, client_msgids) are shortened, so that they
-go round many times. `IM_STEADY_SCALE=1 pytest tests/integration/test_steady.py` plays as much as the real channel says.
+`trim` after each part of an hour. Times that are a day in life (retention, client_msgids, the wait of recalled texts)
+are shortened, so that they go round many times. `IM_STEADY_SCALE=1 pytest tests/integration/test_steady.py` plays as
+much as the real channel says.
 """
 
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import product
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -20,12 +22,14 @@ from imcore.admin.retention import trim
 from imcore.cli.bench.harness.traffic import data_memory
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
+from imcore.repair import rewriting
 from imcore.settings import Settings
 from imcore.workers.persist import Persist
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
 from tests.helpers.key_counts import KINDS, KeyCounts, all_keys, bytes_of, count_keys, kind_of
 from tests.helpers.persist_runs import new_persist
+from tests.helpers.servers import require_server, start_valkey
 from tests.helpers.steady_traffic import SteadyTraffic, hours
 
 SCALE = float(os.environ.get("IM_STEADY_SCALE", "0.1"))
@@ -109,6 +113,20 @@ class Crew:
 
 
 @pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    """A server that notes nothing about commands.
+
+    Others keep a histogram of 25 kB for each command from its first call on, and the arguments of 128 slow commands:
+    more than a day of traffic leaves, and all the later the slower a machine is.
+    """
+    require_server()
+    quiet = ("--latency-tracking", "no", "--slowlog-max-len", "0")
+    server = start_valkey(tmp_path / "server", *quiet, appendonly=False)
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
 def settings(settings: Settings) -> Settings:
     return replace(
         settings,
@@ -117,6 +135,12 @@ def settings(settings: Settings) -> Settings:
         heartbeat_ms=WINDOW_MS // 4,
         keep_messages=int(200 * SCALE),
     )
+
+
+@pytest.fixture(autouse=True)
+def _recalled_texts_leave_within_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewriting, "WAIT_MS", WINDOW_MS)
+    monkeypatch.setattr(rewriting, "LOOK_EVERY_S", WINDOW_MS / 4000)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ def compare_all(chat: Chat, model: Model, *, every: int = 1) -> None:
             compare_what_is_told(chat, model, gid, uid)
     for uid in model.uids()[::every]:
         compare_user(chat, model, uid)
+        compare_inbox(chat, model, uid)
         for gid in model.groups_of(uid):
             visible = model.visible(uid, gid)
             assert [same_form(message) for message in scroll_back(chat, uid, gid, 3)] == visible
@@ -98,7 +99,6 @@ def compare_user(chat: Chat, model: Model, uid: str) -> None:
     assert chat.groups_of(uid) == gids
     assert [same_form(message) for message in chat.pull(uid)] == [m for gid in gids for m in model.pull(uid, gid)]
     assert chat.unread(uid) == [_unread(model, uid, gid) for gid in gids]
-    compare_inbox(chat, model, uid)
 
 
 def compare_what_is_told(chat: Chat, model: Model, gid: str, by: str) -> None:

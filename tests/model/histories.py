@@ -1,6 +1,7 @@
 """Random histories: a state machine that plays each step on a Chat and on the model, and compares the two."""
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput
 from imcore.model.values import Message
 from tests.helpers.plain_history import PlainPage, page_of, plain_page
-from tests.model.compare import compare_all, compare_group, compare_names, compare_user, same_form
+from tests.model.compare import compare_all, compare_group, compare_inbox, compare_names, compare_user, same_form
 from tests.model.reference import Model, ModelGroup, ModelMessage
 
 GIDS = ("#ubuntu", "{0}", "群主")
@@ -73,7 +74,11 @@ def one_of(steps: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]]) -> 
 
 
 class Histories(RuleBasedStateMachine):
-    """Steps anybody could take, wrong ones too. What a step touched is compared after it; all of it at the end."""
+    """Steps anybody could take, wrong ones too. What a step touched is compared after it; all of it at the end.
+
+    Of the inboxes, whose pages take as many calls as all the rest, one is compared after each step: the users take
+    turns.
+    """
 
     def __init__(self, open_chat: Callable[[], Chat]) -> None:
         super().__init__()
@@ -81,6 +86,7 @@ class Histories(RuleBasedStateMachine):
         self.model = Model()
         self.direct: dict[frozenset[str], str] = {}
         self.touched: set[str] = set()
+        self.turns = count()
 
     def teardown(self) -> None:
         try:
@@ -107,8 +113,11 @@ class Histories(RuleBasedStateMachine):
             # The oldest, which newer spans must not disturb, and the newest; all of them at the end
             messages = self.model.groups[gid].messages
             compare_names(self.chat, self.model, gid, messages[:2] + messages[2:][-2:])
-        for uid in self.model.uids() if self.touched else []:
+        uids = self.model.uids() if self.touched else []
+        for uid in uids:
             compare_user(self.chat, self.model, uid)
+        if uids:
+            compare_inbox(self.chat, self.model, uids[next(self.turns) % len(uids)])
         self.touched.clear()
 
     def create_group(self, gid: str, uids: Sequence[str]) -> None:
