@@ -59,7 +59,8 @@ class Confirmations:
         """Note that the client of a session was given this page of `Chat.history`, which may fill what it has left out.
 
         `before` is what `history` was given. Nothing counts as delivered by this, but a later `delivered` reaches as
-        far back as nothing is missing. Raise InvalidInput for anything but a page. For the thread of the gateway.
+        far back as nothing is missing. Leave a page of `first_unread` out: what it fills would show others where the
+        user has read in private, or marked. Raise InvalidInput for anything but a page. For the thread of the gateway.
         """
         check_client_acks(self._options)
         check_handed_over(gid, "gid")

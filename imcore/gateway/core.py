@@ -102,7 +102,7 @@ class Core:
             if isinstance(position, Position):
                 session.starts[gid] = start = request.start_in(gid, position)
                 session.resume_points[gid] = ResumePoint(start.begin)
-                self._positions.begin(session, gid, start.begin, position)
+                self._positions.begin(session, gid, position, skips=request.skips(gid, start))
             elif not isinstance(position, NotMember | UnknownGroup):  # something is wrong in that group alone
                 known = request.after.get(gid)
                 session.resume_points[gid] = None if known is None else ResumePoint(known)

@@ -92,15 +92,16 @@ class Gateway(Confirmations):
     ) -> Session:
         """Begin a session. `session.starts` has for each group its beginning, the offset and the unread count.
 
-        `start` says where: "unread" after the user's offset, "live" after the newest message, "join" where the user
-        joined. `after` says it for some groups, by gid, as the msgid up to which the client has the group, "0-0" for
-        nothing: a group begins exactly there, but never before the join, nor after the newest message. It is ignored
-        for groups that the user is not in; a group that is joined later begins with the join. What is before the start
-        of a session is not acked by it, unless something later is.
+        `start` says where: "unread" after what the user has read, in private or not; "live" after the newest message;
+        "join" where the user joined. `after` says it for some groups, by gid, as the msgid up to which the client has
+        the group, "0-0" for nothing: a group begins exactly there, but never before the join, nor after the newest
+        message. It is ignored for groups that the user is not in; a group that is joined later begins with the join.
+        What is before the start of a session is not acked by it, unless something later is.
 
         With `most`, whenever more messages than that are missed in a group, only so many of the newest are handed over,
         after one `Gap` that names the first and the last of the others: at the beginning, after a lost subscription,
-        after a pause. `tag` is kept in the session for the caller.
+        after a pause. "unread" then begins after the offset, so what was read in private may come again: else what is
+        delivered would show to others how far that is. `tag` is kept in the session for the caller.
 
         Raise InvalidInput for a value that cannot be, TryAgain if the session could not begin. For the thread of the
         gateway.

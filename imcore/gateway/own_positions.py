@@ -40,10 +40,10 @@ class OwnPositions(DelayQueue[Session]):
         self._deliveries = deliveries
         self._acks_all = acks_all
 
-    def begin(self, session: Session, gid: str, begin: int, position: Position) -> None:
-        """Note what a session knows, and what it leaves out, that begins there. Its start has the offset."""
-        if begin > position.read:
-            session.whole_after[gid] = begin
+    def begin(self, session: Session, gid: str, position: Position, *, skips: bool) -> None:
+        """Note what a session knows that has just begun. Its start has the offset. `skips`: it leaves messages out."""
+        if skips:
+            session.whole_after[gid] = session.starts[gid].begin
         if position.private or position.mark:
             session.known_bookmarks[gid] = position.private, position.mark
 

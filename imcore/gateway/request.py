@@ -44,8 +44,19 @@ class SessionRequest:
         return cls(uid, start, check_resume_points(after), most, tag)
 
     def start_in(self, gid: str, position: Position) -> SessionStart:
-        begins = {"unread": position.read, "live": position.last, "join": position.joined}
+        # `most` counts from the offset: what is delivered would show a Gap elsewhere, and so what was read in private
+        unread = position.read if self.most is None else position.acked
+        begins = {"unread": unread, "live": position.last, "join": position.joined}
         begin = begins[self.start]
         if gid in self.after:  # no message comes from before the join, and none is passed over that is to come
             begin = min(max(self.after[gid], position.joined), position.last)
         return SessionStart(begin, position.acked, position.last, position.unread)
+
+    def skips(self, gid: str, start: SessionStart) -> bool:
+        """Return whether a session that begins there leaves out messages that its user may not have.
+
+        The answer depends on nothing that only the user may know: what is delivered would show it. So a session that
+        begins with what is unread skips nothing, though messages before it may be read in private only.
+        """
+        begins_at_unread = self.start == "unread" and gid not in self.after
+        return start.begin > start.offset and not begins_at_unread

@@ -52,8 +52,16 @@ def history(
     return (yield from page.fill())
 
 
-def _around_unread(space: Keyspace, uid: str, gid: str, limit: int) -> Effects[HistoryPage]:
-    position = yield from call(history_calls.first_unread(space, gid, uid))
+def around_offset(uid: str, gid: str, limit: int) -> Effects[HistoryPage]:
+    """Return the page that `first_unread` would give if the user had no bookmark."""
+    space = yield from GetKeyspace()
+    return (yield from _around_unread(space, uid, gid, limit, for_others=True))
+
+
+def _around_unread(
+    space: Keyspace, uid: str, gid: str, limit: int, *, for_others: bool = False
+) -> Effects[HistoryPage]:
+    position = yield from call(history_calls.first_unread(space, gid, uid, for_others=for_others))
     page = _Page.around(space, uid, gid, position.msgid or msgids.IMPOSSIBLE, limit)
     is_begun = yield from page.begin_with_trimmed_unread(position)
     if not is_begun and position.msgid is None:

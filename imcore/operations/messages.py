@@ -173,6 +173,14 @@ def pull(uid: str, gid: str | None, *, limit: int | None) -> Pages[Message]:
             yield from after(each, uid, None, limit)
 
 
+def private_readings(uid: str, gids: Sequence[str]) -> Effects[dict[str, int]]:
+    """Return the user's offset (packed) in those of the groups where they have read more, in private."""
+    space = yield from GetKeyspace()
+    answers = yield from call_each([group_calls.own_positions(space, gid, [uid]) for gid in gids])
+    positions = {gid: raised(answer)[0] for gid, answer in zip(gids, answers, strict=True)}
+    return {gid: at.offset for gid, at in positions.items() if at and at.private > at.offset}
+
+
 def after(gid: str, uid: str, start: int | None, limit: int | None = None) -> Pages[Message]:
     """Yield what came after a message (packed), or after the member's offset. Raise UnknownGroup, NotMember."""
     left = msgids.HIGHEST if limit is None else limit

@@ -211,8 +211,7 @@ class Client:
 
     def _begin(self, handshake_s: float) -> None:
         reason = f"no token within {handshake_s:g} s: `connect` is the first call"
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(handshake_s, self.close, UNAUTHORIZED, reason)
+        self._deadline = asyncio.get_running_loop().call_later(handshake_s, self.close, UNAUTHORIZED, reason)
         if self.hub.is_full:
             self._refuse(TooManySockets("the server has as many sockets as it takes (IM_WEB_MAX_SOCKETS)"), None)
             self.close(TOO_MANY, "too many sockets")
@@ -280,6 +279,8 @@ class Client:
         held, self._held, self._held_bytes = self._held, None, 0
         for frame in held or ():
             self.push(frame)
+        if self._handed and self.session:
+            self._handed.begin(self.session)
         self._pause_or_resume()
 
     def _admits(self, id_: jsonrpc.Id, is_notification: bool = False) -> bool:

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from imcore.errors import InvalidInput, NotAllowed, UnknownGroup
 from imcore.model.records import Record, record_of
-from imcore.model.values import Group, HistoryPage
-from imcore.util.batches import grouped
-from imcore.web import read_methods  # noqa: F401 (it adds its methods)
+from imcore.model.values import Group
+from imcore.web import (
+    fetched,
+    read_methods,  # noqa: F401 (it adds its methods)
+)
 from imcore.web.auth import DEMO
 from imcore.web.method import MOST_MESSAGES, Caller, at_most, list_of, method, ref, without
-from imcore.web.position_methods import note_fetched
 
 MESSAGE, SENT = ref("Message"), ref("SentMessage")
 
@@ -88,10 +89,7 @@ async def group(caller: Caller, *, gid: str) -> Any:
 @method(list_of(MESSAGE))
 async def pull(caller: Caller, *, gid: str | None = None, limit: int | None = None) -> Any:
     """Return what the user has not acked, oldest first, without gaps; of all groups without a gid."""
-    pulled = await caller.chat.pull(caller.user, gid, limit=at_most(MOST_MESSAGES, limit))
-    for messages in grouped((message.gid, message) for message in pulled).values():
-        note_fetched(caller, messages[0].gid, HistoryPage(tuple(messages), older=False, newer=True))
-    return [record_of(message) for message in pulled]
+    return [record_of(message) for message in await fetched.pull(caller, gid, at_most(MOST_MESSAGES, limit))]
 
 
 @method(ref("HistoryPage"))
@@ -106,16 +104,13 @@ async def history(
     limit: int = 50,
 ) -> Any:
     """Return a page of what the user may see of a group, oldest first, and whether there are older and newer ones."""
-    page = await caller.chat.history(
-        caller.user,
-        gid,
-        before=before,
-        after=after,
-        around=around,
-        first_unread=first_unread,
-        limit=min(limit, MOST_MESSAGES),
-    )
-    note_fetched(caller, gid, page, before=before)
+    limit = min(limit, MOST_MESSAGES)
+    if first_unread and before is after is around is None:
+        page = await fetched.around_unread(caller, gid, limit)
+    else:
+        cursors = {"before": before, "after": after, "around": around}
+        page = await caller.chat.history(caller.user, gid, **cursors, first_unread=first_unread, limit=limit)
+        fetched.note_fetched(caller, gid, page, before=before)
     return {"messages": [record_of(each) for each in page.messages], "older": page.older, "newer": page.newer}
 
 

@@ -44,6 +44,17 @@ class Handed:
         self.is_watched = True
         self._pings.watch(self)
 
+    def begin(self, session: "Session") -> None:
+        """Let a pong also confirm what the user has read in private, where the session begins after that.
+
+        It was not sent again, but it would be if it had not been read: without this, what is delivered would show that.
+        """
+        for gid, start in session.starts.items():
+            if start.begin > start.offset and start.after and not session.whole_after.get(gid):
+                self.messages.setdefault(gid, (gid, start.after, start.begin))
+        if self.messages and not self.is_watched:
+            self.watch()
+
     def confirmed(self, gid: str, msgid: str) -> None:
         """Note that the client has a message, and all before it in its group."""
         for messages in (self.messages, self._pinged):

@@ -4,7 +4,7 @@ from typing import Any
 
 from imcore.model.limits import check_handed_over, check_msgid
 from imcore.model.records import Record, record_of
-from imcore.model.values import HistoryPage, Receipt, Unread
+from imcore.model.values import Receipt, Unread
 from imcore.operations import positions
 from imcore.web.method import MOST_LISTED, Caller, at_most, list_of, method, ref
 from imcore.web.parameters import ReceiptObject
@@ -74,12 +74,6 @@ async def confirm_receipts(caller: Caller, *, receipts: list[ReceiptObject]) -> 
         caller.hub.gateway.confirm_receipts(caller.session, values)
         return None
     return {"confirmed": await caller.chat.confirm_receipts(caller.user, values)}
-
-
-def note_fetched(caller: Caller, gid: str, page: HistoryPage, *, before: str | None = None) -> None:
-    """Note what the client of a session gets with an answer."""
-    if caller.session:
-        caller.hub.gateway.fetched(caller.session, gid, page, before=before)
 
 
 def receipt_record(receipt: Receipt) -> Record:

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput
-from imcore.model.values import Message
+from imcore.model.values import Draft, Message
 from tests.helpers.plain_history import PlainPage, page_of, plain_page
 from tests.model.compare import compare_all, compare_group, compare_inbox, compare_names, compare_user, same_form
 from tests.model.reference import Model, ModelGroup, ModelMessage
@@ -43,12 +43,14 @@ STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "send_direct": (1, (_uid, _uid, _content, _client_msgid, _meta)),
     "ack_direct": (1, (_uid, _uid)),
     "talk": (4, (_gid, st.integers(1, 4))),
+    "send_many": (2, (_gid, _uid, st.integers(2, 4))),
     "ack": (8, (_gid, _uid, _back)),
     "ack_all": (2, (_gid, _uid)),
     "ack_in_private": (3, (_gid, _uid, _back)),
     "arrive": (6, (_gid, _uid, _back)),
     "arrive_in_order": (4, (_gid, _uid, st.integers(1, 4))),
     "mark": (3, (_gid, _uid, _back)),
+    "mark_and_ack_before": (2, (_gid, _uid, st.integers(0, 2))),
     "unmark": (1, (_gid, _uid)),
     "set_policy": (1, (_gid, st.sampled_from(["names", "counts", "off"]), st.sampled_from(["sender", "members"]))),
     "set_receipts": (1, (_uid, st.booleans())),
@@ -197,6 +199,14 @@ class Histories(RuleBasedStateMachine):
         for number in range(times if members else 0):
             self.send(gid, members[number % len(members)], "spoken", f"after {group.newest}")
 
+    def send_many(self, gid: str, uid: str, count: int) -> None:
+        """Several messages in one call: mostly of one millisecond, with ids next to each other."""
+        if refusal(lambda: self.model.group(gid).current(uid)):
+            return
+        for sent in self.chat.send_many(gid, [Draft(uid, "of many")] * count):
+            assert isinstance(sent, Message)
+            self.said(sent, gid, uid, "of many", None, None)
+
     def ack(self, gid: str, uid: str, back: int) -> None:
         """Ack the message that is this many before the newest; where there is none, ack the newest."""
         message = self.message(gid, back)
@@ -324,6 +334,11 @@ class Histories(RuleBasedStateMachine):
                 lambda: self.chat.mark_unread(uid, gid, message.msgid).unread,
                 lambda: self.model.mark_unread(gid, uid, message.msgid),
             )
+
+    def mark_and_ack_before(self, gid: str, uid: str, back: int) -> None:
+        """An ack of the message before the marked one leaves the mark, of whatever milliseconds they are."""
+        self.mark(gid, uid, back)
+        self.ack(gid, uid, back + 1)
 
     def unmark(self, gid: str, uid: str) -> None:
         self.both(gid, lambda: self.chat.unmark(uid, gid).unread, lambda: self.model.unmark(gid, uid))

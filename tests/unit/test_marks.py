@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from imcore import Chat, Message
+from imcore import msgid as msgids
 from imcore.errors import InvalidInput, NotMember, UnknownMessage
 from tests.helpers.talk import leave_to_sql, offset, say, say_many
 
@@ -112,3 +113,19 @@ def test_a_pull_begins_after_what_was_read_in_private(chat: Chat) -> None:
     chat.mark_unread("ann", "team", sent[0].msgid)
 
     assert contents(chat.pull("ann", "team")) == ["c"]
+
+
+def test_an_ack_of_the_message_just_before_a_mark_leaves_it(chat: Chat) -> None:
+    """Messages of one call are often of one millisecond: then a mark is at the message before the marked one."""
+    sent = say_many(chat, 50, sender="bob")
+    neighbours = [at for at in range(1, 50) if msgids.pack(sent[at]) == msgids.pack(sent[at - 1]) + 1]
+    assert neighbours, "no two messages of one millisecond"
+    at = neighbours[-1]
+    chat.mark_unread("ann", "team", sent[at])
+
+    chat.ack("ann", "team", sent[at - 1], private=True)
+    assert (unread(chat), chat.unread("ann")[0].marked) == (50 - at, True)
+    chat.ack("ann", "team", sent[at - 1])
+    assert (unread(chat), chat.unread("ann")[0].marked) == (50 - at, True)
+    chat.ack("ann", "team", sent[at])
+    assert (unread(chat), chat.unread("ann")[0].marked) == (50 - at - 1, False)

@@ -57,8 +57,8 @@ def history(space: Keyspace, gid: str, uid: str, wanted: Wanted, *, most_bytes: 
     return Call("im_history", (k.meta, k.stream, k.joined, k.recalled), (uid, *wanted, most_bytes), decode, gid)
 
 
-def first_unread(space: Keyspace, gid: str, uid: str) -> Call[UnreadPosition]:
-    """Ask for the first message that a member has not read."""
+def first_unread(space: Keyspace, gid: str, uid: str, *, for_others: bool = False) -> Call[UnreadPosition]:
+    """Ask for the first message that a member has not read; `for_others`: without what only the member may know."""
     k = space.group(gid)
 
     def decode(answer: Any) -> UnreadPosition:
@@ -66,4 +66,4 @@ def first_unread(space: Keyspace, gid: str, uid: str) -> Call[UnreadPosition]:
         return UnreadPosition(int(read), int(joined), int(trimmed), int(msgid) if msgid else None)
 
     keys = (k.meta, k.stream, k.acked, k.joined, k.recalled, k.own_unacked(uid), k.bookmarks)
-    return Call("im_first_unread", keys, (uid,), decode, gid)
+    return Call("im_first_unread", keys, (uid, int(for_others)), decode, gid)

@@ -35,7 +35,8 @@ local function first_unread_after(stream, recalled, own, position, head, last)
 end
 
 -- im_first_unread: where the first unread message of a member is, as far as Redis knows.
--- Keys: meta, stream, acked, joined, recalled, own_unacked, bookmarks. Arguments: uid.
+-- Keys: meta, stream, acked, joined, recalled, own_unacked, bookmarks. Arguments: uid, 1 for where it is to anybody else: after the
+-- offset.
 -- Answer: {position after which messages are unread, packed msgid after which they joined, trimmed, packed msgid of the first unread message past `trimmed`, '' without
 -- one}; messages up to `trimmed` are in SQL only. Or NOTMEMBER. Errors: NOGROUP.
 define_for_group('im_first_unread', READ_ONLY, function(keys, args, head, last, trimmed)
@@ -43,7 +44,7 @@ define_for_group('im_first_unread', READ_ONLY, function(keys, args, head, last, 
   if not offset then
     return 'NOTMEMBER'
   end
-  local private, mark = parse_bookmark(redis.call('HGET', keys[7], args[1]))
+  local private, mark = parse_bookmark(args[2] ~= '1' and redis.call('HGET', keys[7], args[1]))
   local position = unread_position(tonumber(offset), private, mark)
   local first = first_unread_after(keys[2], keys[5], keys[6], math.max(position, tonumber(trimmed)), head, last)
   return {decimal(position), redis.call('ZSCORE', keys[4], args[1]), trimmed, first and decimal(first) or ''}

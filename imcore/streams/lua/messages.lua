@@ -246,9 +246,9 @@ end
 
 -- im_pull: the messages that members have not acked, oldest first.
 -- Keys: meta, stream, acked, joined, recalled, bookmarks. Arguments: packed msgid to start after, or '' for where the first uid has
--- read up to, in private or not; limit;
--- limit of bytes of text, exceeded by the first message only; how many of the newest messages to begin with at most, '' for
--- all; then the uids that all start there.
+-- read up to; limit; limit of bytes of text, exceeded by the first message only; how many of the newest messages to begin with at
+-- most, '' for all; then the uids that all start there.
+-- What is read in private counts as read, except where messages may be left out: what is left out shows in what is delivered.
 -- For a single uid, a start before they joined is moved up to there.
 -- Answer: {start, trimmed, seq of the newest, 1 if Redis has more after these else 0, entries, {number of a uid from 0 on, then
 -- NOTMEMBER or the packed msgid after which they joined, for each uid who may not get all of that}, {what is left out}};
@@ -262,7 +262,7 @@ define_for_group('im_pull', READ_ONLY, function(keys, args, seq, last, trimmed, 
     if not joined then
       return 'NOTMEMBER'
     elseif start == '' then
-      local private = parse_bookmark(redis.call('HGET', keys[6], args[5]))
+      local private = args[4] == '' and parse_bookmark(redis.call('HGET', keys[6], args[5])) or 0
       start = decimal(math.max(tonumber(redis.call('ZSCORE', keys[3], args[5])), private))
     elseif tonumber(joined) > tonumber(start) then
       start = joined

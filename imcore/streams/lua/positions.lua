@@ -1,6 +1,7 @@
 -- Positions of members beside the offset: up to where messages have arrived, and the bookmark.
 
--- The two parts of a bookmark: read in private up to `private`, marked unread after `mark`; 0 for neither.
+-- The two parts of a bookmark: read in private up to `private`, marked unread after `mark`; 0 for neither. A message may be at `mark`
+-- itself, if it is of the same millisecond as the marked one: an ack of it leaves the mark.
 local function parse_bookmark(value)
   local private, mark = string.match(value or '', '^(%d+) (%d+)$')
   private, mark = tonumber(private or '0'), tonumber(mark or '0')
@@ -61,7 +62,7 @@ local function read_in_private(bookmarks, joined, uid, offset, packed, changes)
   local private, mark = parse_bookmark(redis.call('HGET', bookmarks, uid))
   local at = tonumber(offset)
   local new_private = packed > math.max(at, private) and packed or private
-  local new_mark = packed >= mark and 0 or mark
+  local new_mark = packed > mark and 0 or mark
   if new_private ~= private or new_mark ~= mark then
     change_bookmark(bookmarks, joined, uid, new_private, new_mark, changes)
   end
@@ -73,7 +74,7 @@ end
 local function pass_bookmark(bookmarks, joined, uid, value, offset, packed, changes)
   local private, mark = parse_bookmark(value)
   local new_private = private > math.max(offset, packed) and private or 0
-  local new_mark = packed >= mark and 0 or mark
+  local new_mark = packed > mark and 0 or mark
   if new_private ~= private or new_mark ~= mark then
     change_bookmark(bookmarks, joined, uid, new_private, new_mark, changes)
   end

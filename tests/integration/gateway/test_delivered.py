@@ -1,5 +1,7 @@
 """Delivered: what clients confirm to have counts, as far back as nothing is missing, and nothing else does."""
 
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,7 +13,8 @@ from imcore.gateway.options import SessionOptions
 from imcore.gateway.request import StartMode
 from imcore.settings import Settings
 from tests.helpers.gateways import Audience, Requests
-from tests.helpers.talk import leave_to_sql, offset, say
+from tests.helpers.talk import leave_to_sql, offset, say, say_many
+from tests.helpers.workers import deliver_receipts
 
 UIDS = ["ann", "bob", "cyd"]
 CLIENT: SessionOptions = {"acks": "client", "ack_interval_s": 0.02}
@@ -239,18 +242,70 @@ def test_after_a_pause_and_a_lost_subscription_nothing_is_missing(chat: Chat, ot
         assert has(other, audience.messages[bob][0]) == has(other, audience.messages[bob][1]) == ("bob",)
 
 
-@pytest.mark.parametrize("start", ["unread", "live"])
-def test_what_was_read_in_private_is_not_missing(chat: Chat, other: Chat, start: StartMode) -> None:
-    """Else what is delivered would show that somebody has read in private."""
-    say(other, "1", "2")
-    other.ack("bob", "team", private=True)
+HIDDEN: tuple[Callable[[Chat, str, str, Sequence[str]], object], ...] = (
+    lambda chat, uid, gid, sent: chat.ack(uid, gid, sent[2], private=True),
+    lambda chat, uid, gid, sent: chat.ack(uid, gid, sent[4], private=True),
+    lambda chat, uid, gid, sent: chat.mark_unread(uid, gid, sent[1]),
+    lambda chat, uid, gid, sent: chat.mark_unread(uid, gid, sent[3]),
+)
+"""What the readers do for themselves in one of two groups that are alike."""
+AFTER = (None, 0, 3, 5)
+"""The number of messages up to which a session begins; None: where `start` says."""
+WAYS = ("delivered", "private", "delivered and private")
+"""What clients confirm."""
+
+
+@pytest.mark.parametrize("most", [None, 2])
+@pytest.mark.parametrize("start", ["unread", "live", "join"])
+def test_what_is_delivered_does_not_show_what_was_read_in_private(
+    chat: Chat, other: Chat, start: StartMode, most: int | None
+) -> None:
+    # Given pairs of groups that are alike, but that the readers have read some in private, or marked, in one of each
+    other.set_user("cyd", receipts=False)
+    kinds = [
+        (f"{number}", hidden, after, way)
+        for number, (hidden, after, way) in enumerate(itertools.product(HIDDEN, AFTER, WAYS))
+    ]
+    points: dict[str, str] = {}
+    for name, hidden, after, _ in kinds:
+        for gid in (f"plain {name}", f"private {name}"):
+            other.create_group(gid, UIDS)
+            sent = say_many(other, 5, gid=gid)
+            for uid in ("bob", "cyd"):
+                other.ack(uid, gid, sent[0])
+                if gid.startswith("private"):
+                    hidden(other, uid, gid, sent)
+            if after is not None:
+                points[gid] = sent[after - 1] if after else "0-0"
+    # When their clients, which begin alike, confirm what comes next
     with chat.gateway(**CLIENT) as gateway:
         audience = Audience(gateway)
-        bob = gateway.open("bob", start=start)
-        [third] = say(other, "3")
-        heard(audience, bob, 1)
-        confirm(audience, bob, third)
-    assert has(other, third) == ("bob",)
+        sessions = [gateway.open(uid, start=start, after=points, most=most) for uid in ("bob", "cyd")]
+        audience.settled()
+        newest = {
+            gid: other.send(gid, "newest", sender_uid="ann").msgid for gid in other.groups_of("ann") if gid != "team"
+        }
+        audience.settled()
+        for session, (name, _, _, way) in itertools.product(sessions, kinds):
+            for gid in (f"plain {name}", f"private {name}"):
+                if "delivered" in way:
+                    gateway.delivered(session, gid, newest[gid])
+                if "private" in way:
+                    gateway.received(session, gid, newest[gid], private=True)
+        audience.settled()
+    deliver_receipts(other)
+    # Then everything that others can see of the two groups is the same
+    seen = {gid: what_others_see(other, gid) for gid in newest}
+    assert {name: seen[f"private {name}"] for name, *_ in kinds} == {name: seen[f"plain {name}"] for name, *_ in kinds}
+    assert any("bob" in names for messages in seen.values() for names, *_ in messages)
+
+
+def what_others_see(chat: Chat, gid: str) -> list[object]:
+    changed = [receipt for receipt in chat.receipts("ann") if receipt.gid == gid]
+    places = {tally.message.msgid: tally.message.seq for tally in chat.status(gid, limit=0)}
+    receipts = [(places[each.msgid], each.read, each.unread, each.delivered) for each in changed]
+    messages = [chat.message_status(gid, msgid) for msgid in places]
+    return [(each.delivered_to, each.unread_by, each.delivered, receipts) for each in messages]
 
 
 def test_who_joins_later_has_all_since_the_join(chat: Chat, other: Chat) -> None:

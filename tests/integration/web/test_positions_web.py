@@ -95,6 +95,70 @@ def test_what_a_socket_skips_is_missing_until_it_was_given(
     asyncio.run(story())
 
 
+@pytest.fixture
+def twins(chat: Chat, gid: str) -> list[str]:
+    """Two groups that are alike, but that ann has read some of the second one in private."""
+    gids = [f"{gid} plain", f"{gid} private"]
+    for each in gids:
+        chat.create_group(each, ["ann", "bob"])
+    return gids
+
+
+def sent_to(chat: Chat, gids: list[str], *texts: str) -> dict[str, list[str]]:
+    return {gid: [chat.send(gid, text, sender_uid="bob").msgid for text in texts] for gid in gids}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, None])
+@pytest.mark.parametrize("read", [1, 2, 4])
+@pytest.mark.parametrize("method", ["pull", "pull of all", "first unread"])
+def test_what_a_pull_fills_does_not_show_what_was_read_in_private(
+    web: WebServer, chat: Chat, twins: list[str], method: str, limit: int | None, read: int
+) -> None:
+    async def story() -> None:
+        # Given a session that begins with what comes from now on
+        sent = sent_to(chat, twins, *"1234")
+        chat.ack("ann", twins[1], sent[twins[1]][read - 1], private=True)
+        async with WebClient(web.url, "ann") as ann:
+            await ann.connect(start="live")
+            newest = sent_to(chat, twins, "5")
+            await ann.until(lambda: all(ann.contents(gid) == ["5"] for gid in twins))
+            # When the client asks for what it has skipped, and confirms all
+            given = {} if limit is None else {"limit": limit}
+            for gid in twins:
+                if method == "first unread":
+                    await ann.call("history", gid=gid, first_unread=True, **given)
+                else:
+                    await ann.call("pull", **given, **({"gid": gid} if method == "pull" else {}))
+            arrived = [
+                (await ann.call("delivered", gid=gid, msgid=newest[gid][0]))["last_delivered_msgid"] for gid in twins
+            ]
+        # Then it has arrived in both groups, or in neither
+        assert [msgid is not None for msgid in arrived] in ([True, True], [False, False])
+        delivered = [[tally.delivered for tally in chat.status(gid, limit=0)] for gid in twins]
+        assert delivered[0] == delivered[1]
+        if limit is None:
+            assert delivered[0] == [1] * 5
+
+    asyncio.run(story())
+
+
+def test_a_pong_confirms_what_was_read_in_private_as_if_it_had_been_sent(
+    web: WebServer, chat: Chat, twins: list[str]
+) -> None:
+    async def story() -> None:
+        sent = sent_to(chat, twins, "1", "2")
+        chat.ack("ann", twins[1], private=True)
+        async with WebClient(web.url, "ann") as ann:
+            await ann.connect()
+            await ann.until(lambda: ann.contents(twins[0]) == ["1", "2"])
+            for gid in twins:
+                await arrived(chat, gid, sent[gid][1], "ann")
+            assert ann.contents(twins[1]) == []
+            assert [chat.tally(gid, sent[gid][1]).read for gid in twins] == [0, 0]
+
+    asyncio.run(story())
+
+
 def test_the_badge_of_the_other_device_is_right_within_a_window(
     web: WebServer, chat: Chat, gid: str, say: Say, worker: WorkerProcess
 ) -> None:
@@ -130,7 +194,7 @@ def test_it_is_right_after_a_kill_of_the_worker_and_after_a_reconnect(
             chat.ack("ann", gid, first)
             worker.kill()
             with _worker(redis, folder):
-                await two.until(lambda: two.notices("position")[-1:] == [{"gid": gid, "last_ack_msgid": first}])
+                await two.until(lambda: {"gid": gid, "last_ack_msgid": first} in two.notices("position"))
         chat.ack("ann", gid, second)
         async with WebClient(web.url, "ann") as two:
             groups = (await two.connect())["groups"]
