@@ -65,6 +65,22 @@ def test_delivered_is_taken_with_and_without_an_answer(web: WebServer, chat: Cha
     asyncio.run(story())
 
 
+def test_the_own_row_of_members_counts_as_unread_does(web: WebServer, chat: Chat, gid: str, say: Say) -> None:
+    def counts(uid: str) -> dict[str, int]:
+        found = web.rpc("members", bearer=token(uid), gid=gid)["result"]
+        return {member["uid"]: member["unread"] for member in found}
+
+    chat.set_group(gid, asked_by="members")
+    sent = say("1", "2", "3")
+    chat.ack("ann", gid, sent[1], private=True)
+    assert (counts("ann"), counts("bob")) == ({"ann": 1, "bob": 0}, {"ann": 3, "bob": 0})
+    chat.ack("ann", gid)
+    chat.mark_unread("ann", gid, sent[0])
+    assert (counts("ann"), counts("bob")) == ({"ann": 3, "bob": 0}, {"ann": 0, "bob": 0})
+    server = web.rpc("members", bearer=token("backend", role="server"), gid=gid)["result"]
+    assert [member["unread"] for member in server] == [0, 0]
+
+
 def test_by_http_one_message_has_arrived_alone(web: WebServer, chat: Chat, gid: str, say: Say) -> None:
     first, second = say("1", "2")
     late = web.rpc("delivered", gid=gid, msgid=second)["result"]
