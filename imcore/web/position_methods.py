@@ -28,7 +28,8 @@ async def delivered(caller: Caller, *, gid: str, msgid: str) -> Any:
     """Confirm that everything that this socket was sent of a group, up to a message, has arrived, shown or not.
 
     Without a session of the user, as where a push notification has come, that message alone has arrived: where one of
-    others before it has not, nothing moves. As a notification it is folded with others and sent some time later.
+    others before it has not, nothing moves. `advanced` is about `last_delivered_msgid`; `last_ack_msgid` is what the
+    user has read, which this does not move. As a notification it is folded with others and sent some time later.
     """
     session = caller.session
     if caller.is_notification and session:
@@ -38,7 +39,8 @@ async def delivered(caller: Caller, *, gid: str, msgid: str) -> Any:
     arrived = await caller.chat.performer.perform(positions.delivered(caller.user, gid, msgid, since=since))
     if session and caller.client:
         caller.client.confirmed(gid, msgid)
-    return record_of(arrived)
+    offset = await caller.chat.performer.perform(positions.offset(caller.user, gid))
+    return {**record_of(arrived), "last_ack_msgid": offset}
 
 
 @method(ref("Marked"), ordered=True)

@@ -56,7 +56,15 @@ def test_delivered_is_taken_with_and_without_an_answer(web: WebServer, chat: Cha
             await ann.notify("delivered", gid=gid, msgid=first)
             await arrived(chat, gid, first, "ann")
             answer = await ann.call("delivered", gid=gid, msgid=second)
-            assert answer == {"gid": gid, "uid": "ann", "last_delivered_msgid": second, "advanced": True}
+            assert answer == {
+                "gid": gid,
+                "uid": "ann",
+                "last_delivered_msgid": second,
+                "last_ack_msgid": None,
+                "advanced": True,
+            }
+            await ann.call("ack", gid=gid, msgid=first)
+            assert (await ann.call("delivered", gid=gid, msgid=second))["last_ack_msgid"] == first
             assert (await ann.call("delivered", gid=gid, msgid=first))["advanced"] is False
             assert (await ann.error("delivered", gid=gid, msgid="1577836800000-1"))["data"]["error"] == "UnknownMessage"
             assert (await ann.error("delivered", gid="nowhere", msgid=first))["data"]["error"] == "UnknownGroup"
