@@ -19,6 +19,7 @@ async def inbox(caller: Caller, *, limit: int = 50, after: str | None = None, un
     """Return a page of the user's groups by their latest message, and last the totals of all groups.
 
     The next page begins with `after`: what `next` of the totals says, which is null after the last page.
+    A group that has moved up meanwhile is on no later page: begin again at the first page to see it.
     """
     page = await caller.chat.inbox(caller.user, limit=min(limit, MOST_MESSAGES), after=after, unread_only=unread_only)
     return [*map(inbox_record, page.entries), totals_record(page)]
