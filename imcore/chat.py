@@ -233,29 +233,30 @@ class Chat(ReadStatus):
         return self.performer.perform(groups.known_user(uid))
 
     def ack(self, uid: str, gid: str, msgid: str | None = None, *, private: bool = False) -> Ack:
-        """Confirm everything up to a message, the newest if none is given. An older ack than before changes nothing.
+        """Confirm everything up to a message, the newest if none is given. An older ack than before moves no offset.
 
-        An ack at or past a mark of `mark_unread` removes the mark. With `private` it is for the user alone: less is
-        unread, and a session or a pull begins after it, but the offset stays and nobody else can tell. `advanced` then
-        says whether less is unread. A later ack that is not private takes the offset along. Raise NotMember;
-        UnknownMessage for a msgid that is not of this group.
+        An ack of a message that `mark_unread` has marked, or of a later one, removes the mark; an older ack than before
+        does so, too. With `private` it is for the user alone: less is unread, and a session or a pull begins after it,
+        but the offset stays and nobody else can tell. `advanced` then says whether less is unread. A later ack that is
+        not private takes the offset along. Raise NotMember; UnknownMessage for a msgid that is not of this group.
         """
         return self.performer.perform(positions.ack(uid, gid, msgid, private=private))
 
     def delivered(self, uid: str, gid: str, msgid: str) -> Delivery:
         """Note that one message has arrived at a user's client without its app, as a push notification does.
 
-        Where a message of others before it has not arrived yet, nothing moves. Return the position up to which all has
-        arrived. Messages that Redis has trimmed count as not arrived. A gateway notes by itself what arrives at its
-        sessions. Raise NotMember; UnknownMessage for a msgid that is not of this group.
+        Where a message of others before it has not arrived yet, nothing moves, wherever that message is stored. Return
+        the position up to which all has arrived. A gateway notes by itself what arrives at its sessions. Raise
+        NotMember; UnknownMessage for a msgid that is not of this group.
         """
         return self.performer.perform(positions.delivered(uid, gid, msgid))
 
     def mark_unread(self, uid: str, gid: str, msgid: str) -> Unread:
         """Mark a message and all later ones unread, for the user alone. Return what is unread then.
 
-        It is one of the newest 100 messages of the group, said since they joined, and no tombstone. Receipts stay: the
-        message was read. Raise NotMember, UnknownMessage, InvalidInput.
+        Earlier messages then count as read, for that user alone. It is one of the newest 100 messages of the group,
+        said since they joined, and no tombstone. Receipts stay: the message was read. Raise NotMember, UnknownMessage,
+        InvalidInput.
         """
         return self.performer.perform(positions.mark_unread(uid, gid, msgid))
 
@@ -272,8 +273,8 @@ class Chat(ReadStatus):
 
         The group with the latest message comes first. Messages from before the user joined, recalled ones and
         tombstones do not count; groups without another one come last, by gid. `after` is the `next` of the page before:
-        a group that has moved up meanwhile does not come again. `unread_only`: only groups with unread messages. Raise
-        InvalidInput.
+        a group that has moved up meanwhile is on no later page: begin again at the first page to see it. `unread_only`:
+        only groups with unread messages. Raise InvalidInput.
         """
         return self.performer.perform(inbox.inbox(uid, limit=limit, after=after, unread_only=unread_only))
 

@@ -108,7 +108,9 @@ def pull(run: Invocation, uid: str, gid: str | None, limit: int | None, with_ack
 @click.argument("msgid", required=False)
 @click.option("--private", is_flag=True, help="For UID alone: less is unread, but the offset stays.")
 def ack(run: Invocation, uid: str, gid: str, msgid: str | None, private: bool) -> None:
-    """Without MSGID: up to the newest. An older message than confirmed before changes nothing."""
+    """Without MSGID: up to the newest. An older message than confirmed before changes nothing, but removes a mark
+    of that message or an earlier one.
+    """
     with run.chat() as chat:
         confirmed = chat.ack(uid, to_gid(gid, uid), msgid, private=private)
         run.show(records.records_for(chat, uid, [confirmed]), records.ACK_COLUMNS)

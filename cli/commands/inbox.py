@@ -39,8 +39,8 @@ def inbox(run: Invocation, uid: str, limit: int, after: str | None, unread_only:
 @click.argument("gid")
 @click.argument("msgid")
 def mark(run: Invocation, uid: str, gid: str, msgid: str) -> None:
-    """For UID alone: nobody else can tell, and receipts stay. MSGID is one of the newest 100 messages of the group. An
-    ack at or past it removes the mark.
+    """For UID alone: nobody else can tell, and receipts stay. Earlier ones then count as read, for that user alone.
+    MSGID is one of the newest 100 messages of the group. An ack of it or of a later one removes the mark.
     """
     with run.chat() as chat:
         run.show([unread_record(uid, chat.mark_unread(uid, to_gid(gid, uid), msgid))], records.MARK_COLUMNS)

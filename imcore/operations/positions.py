@@ -169,6 +169,18 @@ def unread(uid: str) -> Effects[list[Unread]]:
     return [_unread(gid, position, counts[gid]) for gid, position in positions.items()]
 
 
+def unread_in(uid: str, gid: str) -> Effects[Unread]:
+    """Return what a user has not read in one group. Raise NotMember, UnknownGroup."""
+    space = yield from GetKeyspace()
+    return (yield from unread_of(gid, (yield from call(group_calls.position(space, gid, uid)))))
+
+
+def offset(uid: str, gid: str) -> Effects[str | None]:
+    """Return the msgid up to which a member has read, for all to see; None before the first message."""
+    space = yield from GetKeyspace()
+    return msgids.unpack_offset((yield from call(group_calls.offset(space, gid, uid))) or 0)
+
+
 def unread_counts(positions: Mapping[str, Position]) -> Effects[dict[str, int]]:
     """Return how many messages are unread in each group (gid), where the member is at that position."""
     # Of the newest message up to there: a crash of both servers may have taken the one at the position.

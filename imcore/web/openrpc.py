@@ -84,7 +84,13 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "InboxTotals": _object({"groups": _COUNT, "unread_groups": _COUNT, "unread": _COUNT, "next": _or_null(_TEXT)}),
     "Ack": _object({"gid": _TEXT, "uid": _TEXT, "last_ack_msgid": _or_null(_TEXT), "advanced": _FLAG}),
-    "Delivery": _object({"gid": _TEXT, "uid": _TEXT, "last_delivered_msgid": _or_null(_TEXT), "advanced": _FLAG}),
+    "Delivery": _object(
+        {
+            **dict.fromkeys(("gid", "uid"), _TEXT),
+            **dict.fromkeys(("last_delivered_msgid", "last_ack_msgid"), _or_null(_TEXT)),
+            "advanced": _FLAG,
+        }
+    ),
     "Marked": _object({"gid": _TEXT, "uid": _TEXT, "unread": _COUNT}),
     "Group": _object({"gid": _TEXT, "members": _COUNT, "messages": _COUNT, "last_msgid": _or_null(_TEXT)}),
     "GroupSize": _object({"gid": _TEXT, "members": _COUNT}),

@@ -12,10 +12,11 @@ from imcore.web.parameters import ReceiptObject
 
 @method(ref("Ack"), ordered=True, folded=True)
 async def ack(caller: Caller, *, gid: str, msgid: str | None = None, private: bool = False) -> Any:
-    """Confirm that everything up to a message was shown, the newest if none is given. Older acks change nothing.
+    """Confirm that everything up to a message was shown, the newest if none is given.
 
-    With `private` it is for the user alone. As a notification it is folded with others and sent some time later; a
-    mistake in it has no answer.
+    An older ack than before changes nothing, but removes a mark of that message or an earlier one. With `private` it is
+    for the user alone. As a notification it is folded with others and sent some time later; a mistake in it has no
+    answer.
     """
     if caller.is_notification and caller.session and msgid is not None:
         caller.hub.acks.take("private" if private else "read", [caller.session], gid, msgid)
@@ -28,7 +29,8 @@ async def delivered(caller: Caller, *, gid: str, msgid: str) -> Any:
     """Confirm that everything that this socket was sent of a group, up to a message, has arrived, shown or not.
 
     Without a session of the user, as where a push notification has come, that message alone has arrived: where one of
-    others before it has not, nothing moves. As a notification it is folded with others and sent some time later.
+    others before it has not, nothing moves. `advanced` is about `last_delivered_msgid`; `last_ack_msgid` is what the
+    user has read, which this does not move. As a notification it is folded with others and sent some time later.
     """
     session = caller.session
     if caller.is_notification and session:
@@ -38,19 +40,23 @@ async def delivered(caller: Caller, *, gid: str, msgid: str) -> Any:
     arrived = await caller.chat.performer.perform(positions.delivered(caller.user, gid, msgid, since=since))
     if session and caller.client:
         caller.client.confirmed(gid, msgid)
-    return record_of(arrived)
+    offset = await caller.chat.performer.perform(positions.offset(caller.user, gid))
+    return {**record_of(arrived), "last_ack_msgid": offset}
 
 
 @method(ref("Marked"), ordered=True)
 async def mark_unread(caller: Caller, *, gid: str, msgid: str) -> Any:
-    """Mark a message, one of the newest 100, and all later ones unread, for the user alone. Receipts stay."""
+    """Mark a message, one of the newest 100, and all later ones unread, for the user alone. Receipts stay.
+
+    Earlier ones then count as read, for that user alone.
+    """
     await _send_acks(caller)  # an earlier one would remove the mark if it came later
     return _marked(caller, await caller.chat.mark_unread(caller.user, gid, msgid))
 
 
 @method(ref("Marked"), ordered=True)
 async def unmark(caller: Caller, *, gid: str) -> Any:
-    """Remove the user's mark of a group, if there is one. An ack at or past it does so, too."""
+    """Remove the user's mark of a group, if there is one. An ack of the marked message or a later one does so, too."""
     return _marked(caller, await caller.chat.unmark(caller.user, gid))
 
 

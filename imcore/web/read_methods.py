@@ -10,6 +10,7 @@ from typing import Any, Literal
 from imcore.errors import InvalidInput, NotMember
 from imcore.model.records import Record, inbox_record, record_of, status_record, tally_record, totals_record
 from imcore.model.values import Member
+from imcore.operations import positions
 from imcore.web.method import MOST_LISTED, MOST_MESSAGES, Caller, check_count, list_of, method, ref, without
 
 
@@ -18,6 +19,7 @@ async def inbox(caller: Caller, *, limit: int = 50, after: str | None = None, un
     """Return a page of the user's groups by their latest message, and last the totals of all groups.
 
     The next page begins with `after`: what `next` of the totals says, which is null after the last page.
+    A group that has moved up meanwhile is on no later page: begin again at the first page to see it.
     """
     page = await caller.chat.inbox(caller.user, limit=min(limit, MOST_MESSAGES), after=after, unread_only=unread_only)
     return [*map(inbox_record, page.entries), totals_record(page)]
@@ -54,7 +56,8 @@ async def why(caller: Caller, *, gid: str, msgid: str, of: str) -> Any:
 async def members(caller: Caller, *, gid: str, uids: list[str] | None = None, after: str | None = None) -> Any:
     """Return members of a group by uid: these ones, or the first 1000, or the next after a uid.
 
-    Of others a user learns what they have read only if the group's policy tells all members names.
+    A user's own `unread` is that of the method `unread`; that of others is counted from `last_ack_msgid`. Of others a
+    user learns what they have read only if the group's policy tells all members names.
     """
     await caller.check_member(gid)
     record = await _member_record(caller, gid)
@@ -106,15 +109,19 @@ async def set_user(caller: Caller, *, receipts: Literal["on", "off"]) -> Any:
 
 
 async def _member_record(caller: Caller, gid: str) -> Callable[[Member], Record]:
-    """Return what makes the objects of members; it withholds what the caller may not know about others."""
+    """Return what makes the objects of members; it withholds what the caller may not know about others.
+
+    The caller's own count begins at the bookmark, which nobody else may know.
+    """
     uid = caller.uid
     if uid is None:
         return record_of
-    policy, own = await asyncio.gather(caller.chat.group_policy(gid), caller.chat.user_policy(uid))
-    if (policy.receipts, policy.asked_by, own.receipts) == ("names", "members", "on"):
-        return record_of
-    withheld = {"last_ack_msgid": None, "unread": None}
-    return lambda member: {**record_of(member), **(withheld if member.uid != uid else {})}
+    counted = caller.chat.performer.perform(positions.unread_in(uid, gid))
+    policy, own, unread = await asyncio.gather(caller.chat.group_policy(gid), caller.chat.user_policy(uid), counted)
+    tells_all = (policy.receipts, policy.asked_by, own.receipts) == ("names", "members", "on")
+    of_others: Record = {} if tells_all else {"last_ack_msgid": None, "unread": None}
+    of_own: Record = {"unread": unread.unread}
+    return lambda member: {**record_of(member), **(of_own if member.uid == uid else of_others)}
 
 
 async def _members(caller: Caller, gid: str, uids: list[str]) -> list[Any]:

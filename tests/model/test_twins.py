@@ -14,7 +14,7 @@ from imcore.system import System
 from tests.model.examples import HISTORIES_WANTED, PARTITIONS
 from tests.model.twins import Twins
 
-STEPS = 50
+STEPS = 60
 
 
 @pytest.mark.parametrize("seed", range(int(HISTORIES_WANTED or 2)))

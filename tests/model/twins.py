@@ -1,9 +1,11 @@
 """Twin worlds: everybody does the same in both, except one user, who reads in private and marks as they like.
 
-What anybody else gets must be the same in both, to the last version number. Msgids are those of each world's own
-server, so they are compared by their places.
+The clients of that user do the same in both worlds, too: they begin sessions, and confirm and fetch messages. What
+anybody else gets must be the same in both, to the last version number. Msgids are those of each world's own server, so
+they are compared by their places.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
@@ -13,8 +15,10 @@ from typing import Any
 from imcore import Chat
 from imcore import msgid as msgids
 from imcore.errors import ImError
-from imcore.gateway.fanout import Event, NewMessage
+from imcore.gateway.fanout import Event, NewMessage, Session
 from imcore.gateway.gateway import Gateway
+from imcore.gateway.request import StartMode
+from tests.helpers.deadline import wait_until
 from tests.helpers.workers import run_workers
 
 READER = "reader"
@@ -22,11 +26,13 @@ READER = "reader"
 OTHERS = ("ann", "bob", "cleo")
 GIDS = ("team", "home")
 ASKERS = ("sender", "members")
-_OFTEN = ["send", "ack"] * 3
+STARTS: tuple[StartMode, ...] = ("unread", "live", "live", "join")
+_OFTEN = ["send", "ack", "confirm"] * 3
+_SELDOM = ["direct", "arrive", "leave", "join", "recall", "policy", "receipts", "open", "open", "open", "fetch"]
 
 
 class World:
-    """One of the two: a system, and live sessions of the others."""
+    """One of the two: a system, and live sessions of all."""
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
@@ -34,9 +40,10 @@ class World:
         """By gid and msgid, the seq of a message."""
         for gid in GIDS:
             chat.create_group(gid, [READER, *OTHERS])
-        self.gateway: Gateway = chat.gateway(acks="client")
-        for uid in OTHERS:
-            self.gateway.open(uid, tag=uid)
+        self.gateway: Gateway = chat.gateway(acks="client", ack_interval_s=0.001)
+        self._frames: list[tuple[str, str, str, Any]] = []
+        self._others = [self.gateway.open(uid, tag=uid) for uid in OTHERS]
+        self._reader: Session | None = None
         self.frames()
 
     def msgid(self, gid: str, back: int) -> str | None:
@@ -44,19 +51,78 @@ class World:
         tallies = self.chat.status(gid, limit=back + 1)
         return tallies[0].message.msgid if len(tallies) > back else None
 
+    def open(self, start: StartMode, after: int | None, most: int | None, by: str) -> None:
+        """Begin a session of the reader, at `start` or after the message that is so many before the newest of a group.
+
+        Then somebody sends a message to each group, and the client confirms it.
+        """
+        points = {} if after is None else {gid: self.msgid(gid, after) or "0-0" for gid in GIDS}
+        if self._reader:
+            self.gateway.end(self._reader)
+        self._reader = self.gateway.open(READER, start=start, after=points, most=most)
+        self.settle()
+        for gid in [gid for gid in self.chat.groups_of(by) if gid in GIDS]:
+            self.chat.send(gid, "the first of a session", sender_uid=by)
+            self.confirm(gid, 0)
+
+    def confirm(self, gid: str, back: int) -> None:
+        """The client of the reader says that it has a message, as a pong would; perhaps it was not handed this one."""
+        msgid = self.msgid(gid, back)
+        if msgid and self._reader:
+            self.settle()
+            self.gateway.delivered(self._reader, gid, msgid)
+            self.settle()
+
+    def fetch(self, gid: str, back: int, limit: int) -> None:
+        """The client of the reader gets a page of history."""
+        before = self.msgid(gid, back)
+        page = self.chat.history(READER, gid, before=before, limit=limit)
+        if self._reader:
+            self.gateway.fetched(self._reader, gid, page, before=before)
+
+    def read(self, gid: str, msgid: str | None, *, private: bool) -> None:
+        """The reader reads in private, in a session if there is one."""
+        if msgid and self._reader:
+            self.gateway.received(self._reader, gid, msgid, private)
+            self.settle()
+        else:
+            self.chat.ack(READER, gid, msgid, private=private)
+
+    def settle(self) -> None:
+        """Poll until all sessions have all messages, and what they have confirmed is sent."""
+        groups = {
+            uid: {gid: self.chat.group(gid).last_msgid for gid in self.chat.groups_of(uid)} for uid in [READER, *OTHERS]
+        }
+
+        def is_settled() -> bool:
+            self._poll(0.002)
+            core = self.gateway._core
+            return core._acks.due() == math.inf and all(
+                session.is_synced
+                and session.cursors.keys() == groups[session.uid].keys()
+                and all(_is_there(session, gid, last) for gid, last in groups[session.uid].items())
+                for session in (self._others if self._reader is None else [*self._others, self._reader])
+            )
+
+        wait_until(is_settled)
+
+    def _poll(self, timeout_s: float) -> bool:
+        events = self.gateway.poll(timeout_s)
+        self._frames += [
+            (session.uid, type(event).__name__, _gid_of(event), self._frame(event))
+            for event in events
+            for session in event.sessions
+            if session.uid != READER
+        ]
+        return bool(events)
+
     def frames(self) -> list[Any]:
-        """What has been pushed to the sessions of the others, by user and in order."""
-        frames = []
+        """What has been pushed to the sessions of the others since, by user, kind and group, and then in order."""
         idle = 0
         while idle < 2:
-            events = self.gateway.poll(0.05)
-            idle = 0 if events else idle + 1
-            frames += [
-                (session.uid, type(event).__name__, self._frame(event))
-                for event in events
-                for session in event.sessions
-            ]
-        return sorted(frames, key=lambda frame: frame[0])  # by user: the sort keeps the order of each one's frames
+            idle = 0 if self._poll(0.05) else idle + 1
+        frames, self._frames = self._frames, []
+        return sorted(frames, key=lambda frame: frame[:3])  # the sort keeps the order of each user's frames of a group
 
     def _frame(self, event: Event) -> Any:
         if isinstance(event, NewMessage):
@@ -151,13 +217,19 @@ class Twins:
     def do_the_same(self, number: int) -> None:
         gid, uid = self.random.choice(GIDS), self.random.choice([READER, *OTHERS])
         other, back = self.random.choice(OTHERS), self.random.randrange(6)
-        act = self.random.choice([*_OFTEN, "direct", "arrive", "leave", "join", "recall", "policy", "receipts"])
+        acker = self.random.choice([READER, *OTHERS, *OTHERS])
+        act = self.random.choice([*_OFTEN, *_SELDOM])
+        start, after = self.random.choice(STARTS), self.random.choice([None, None, self.random.randrange(6)])
+        most, limit = self.random.choice([None, self.random.randrange(5)]), self.random.randint(1, 5)
         receipts, asked_by = self.random.choice(["names", "names", "counts", "off"]), self.random.choice(ASKERS)
         is_off = self.random.random() < 0.5
         steps: dict[str, Callable[[World], object]] = {
             "send": lambda world: world.chat.send(gid, f"text {number}", sender_uid=uid),
             "direct": lambda world: world.chat.send_direct(READER, f"text {number}", sender_uid=other),
-            "ack": lambda world: world.chat.ack(other, gid, world.msgid(gid, back)),
+            "ack": lambda world: world.chat.ack(acker, gid, world.msgid(gid, back)),
+            "open": lambda world: world.open(start, after, most, by=other),
+            "confirm": lambda world: world.confirm(gid, back // 3),
+            "fetch": lambda world: world.fetch(gid, back, limit),
             "arrive": lambda world: (msgid := world.msgid(gid, back)) and world.chat.delivered(uid, gid, msgid),
             "leave": lambda world: world.chat.remove_members(gid, [uid]),
             "join": lambda world: world.chat.add_members(gid, [READER, *OTHERS]),
@@ -173,12 +245,12 @@ class Twins:
     def do_something_in_private(self) -> None:
         """The reader does something in one world, and something else or nothing in the other."""
         for world in self.worlds:
-            gid, back = self.random.choice(GIDS), self.random.randrange(6)
+            gid, back = self.random.choice(GIDS), self.random.choice([0, 0, 0, *range(1, 6)])
             msgid = world.msgid(gid, back)
             act = self.random.choice(["nothing", "read", "read", "mark", "unmark"])
             steps: dict[str, Callable[[World], object]] = {
                 "nothing": lambda _: None,
-                "read": lambda world, gid=gid, msgid=msgid: world.chat.ack(READER, gid, msgid, private=not self.is_off),
+                "read": lambda world, gid=gid, msgid=msgid: world.read(gid, msgid, private=not self.is_off),
                 "mark": lambda world, gid=gid, msgid=msgid: msgid and world.chat.mark_unread(READER, gid, msgid),
                 "unmark": lambda world, gid=gid: world.chat.unmark(READER, gid),
             }
@@ -198,6 +270,16 @@ class Twins:
         assert list(one.public_answers()) == list(other.public_answers())
         for uid in OTHERS:
             assert list(one.answers(uid)) == list(other.answers(uid))
+
+
+def _gid_of(event: Event) -> str:
+    """The group of an event; receipts may be of several."""
+    return event.message.gid if isinstance(event, NewMessage) else getattr(event, "gid", "")
+
+
+def _is_there(session: Session, gid: str, last_msgid: str | None) -> bool:
+    cursor = session.cursors[gid]
+    return not cursor.behind and (cursor.msgid or 0) >= (msgids.pack(last_msgid) if last_msgid else 0)
 
 
 def refusal(step: Callable[[World], object], world: World) -> type[ImError] | None:

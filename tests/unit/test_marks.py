@@ -84,6 +84,34 @@ def test_a_mark_reaches_the_newest_hundred_messages_as_it_is_set(chat: Chat) -> 
     assert unread(chat) == 150
 
 
+def test_what_comes_before_a_mark_counts_as_read_and_an_older_ack_removes_the_mark(chat: Chat) -> None:
+    sent = say_many(chat, 10, sender="bob")
+    assert chat.mark_unread("ann", "team", sent[8]).unread == 2
+    assert chat.tally("team", sent[0]).read == 0
+    chat.ack("ann", "team")
+    assert chat.mark_unread("ann", "team", sent[4]).unread == 6
+    chat.ack("ann", "team", sent[3])
+    assert (unread(chat), offset(chat, "ann")) == (6, sent[9])
+
+    older = chat.ack("ann", "team", sent[6])
+
+    assert (unread(chat), older.last_ack_msgid, older.advanced) == (0, sent[9], False)
+
+
+@pytest.mark.parametrize("trimmed", range(5))
+def test_what_redis_has_trimmed_arrives_as_everything_else_does(chat: Chat, trimmed: int) -> None:
+    sent = [*say(chat, "1", "2", sender="bob"), *say(chat, "mine"), *say(chat, "3", sender="bob")]
+    if trimmed:
+        leave_to_sql(chat, sent[trimmed - 1].msgid)
+
+    moves = [chat.delivered("ann", "team", sent[at].msgid).advanced for at in (3, 1, 0, 3, 1, 3)]
+
+    assert moves == [False, False, True, False, True, True]
+    assert [chat.message_status("team", each.msgid).delivered_to for each in sent if each.sender_uid == "bob"] == [
+        ("ann",)
+    ] * 3
+
+
 def test_what_cannot_be_marked(chat: Chat) -> None:
     [before] = say(chat, "before", sender="bob")
     chat.add_members("team", ["dan"])

@@ -56,13 +56,37 @@ def test_delivered_is_taken_with_and_without_an_answer(web: WebServer, chat: Cha
             await ann.notify("delivered", gid=gid, msgid=first)
             await arrived(chat, gid, first, "ann")
             answer = await ann.call("delivered", gid=gid, msgid=second)
-            assert answer == {"gid": gid, "uid": "ann", "last_delivered_msgid": second, "advanced": True}
+            assert answer == {
+                "gid": gid,
+                "uid": "ann",
+                "last_delivered_msgid": second,
+                "last_ack_msgid": None,
+                "advanced": True,
+            }
+            await ann.call("ack", gid=gid, msgid=first)
+            assert (await ann.call("delivered", gid=gid, msgid=second))["last_ack_msgid"] == first
             assert (await ann.call("delivered", gid=gid, msgid=first))["advanced"] is False
             assert (await ann.error("delivered", gid=gid, msgid="1577836800000-1"))["data"]["error"] == "UnknownMessage"
             assert (await ann.error("delivered", gid="nowhere", msgid=first))["data"]["error"] == "UnknownGroup"
             assert chat.tally(gid, third).read == 0
 
     asyncio.run(story())
+
+
+def test_the_own_row_of_members_counts_as_unread_does(web: WebServer, chat: Chat, gid: str, say: Say) -> None:
+    def counts(uid: str) -> dict[str, int]:
+        found = web.rpc("members", bearer=token(uid), gid=gid)["result"]
+        return {member["uid"]: member["unread"] for member in found}
+
+    chat.set_group(gid, asked_by="members")
+    sent = say("1", "2", "3")
+    chat.ack("ann", gid, sent[1], private=True)
+    assert (counts("ann"), counts("bob")) == ({"ann": 1, "bob": 0}, {"ann": 3, "bob": 0})
+    chat.ack("ann", gid)
+    chat.mark_unread("ann", gid, sent[0])
+    assert (counts("ann"), counts("bob")) == ({"ann": 3, "bob": 0}, {"ann": 0, "bob": 0})
+    server = web.rpc("members", bearer=token("backend", role="server"), gid=gid)["result"]
+    assert [member["unread"] for member in server] == [0, 0]
 
 
 def test_by_http_one_message_has_arrived_alone(web: WebServer, chat: Chat, gid: str, say: Say) -> None:
