@@ -27,7 +27,7 @@ from tests.helpers.workers import deliver_receipts, persist
 
 ROUNDS = int(os.environ.get("IM_CHECK_ROUNDS", "10"))
 """How often all is checked while people use the system."""
-PAUSE_S = 0.003
+PAUSE_S = 0.01
 """How long each of them waits between two steps: the machine is to do other things, too."""
 
 

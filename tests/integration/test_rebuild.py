@@ -94,7 +94,7 @@ def test_histories_in_which_redis_loses_all(valkey: str, new_database: Callable[
         client.flushall()
         return Chat(System(RedisClient(client, partitions=PARTITIONS), new_database(), Settings.from_env({})))
 
-    run_state_machine_as_test(lambda: LosingHistories(open_chat), settings=played(15))
+    run_state_machine_as_test(lambda: LosingHistories(open_chat), settings=played(10))
 
 
 def test_histories_in_which_a_cluster_loses_all(cluster: str, new_database: Callable[[], Database]) -> None:

@@ -18,4 +18,4 @@ def test_histories_with_erasures(valkey: str, new_database: Callable[[], Databas
         client.flushall()
         return chat_on(client, new_database())
 
-    run_state_machine_as_test(lambda: ErasedHistories(open_chat), settings=played(8))
+    run_state_machine_as_test(lambda: ErasedHistories(open_chat), settings=played(6))

@@ -40,14 +40,14 @@ def test_histories_on_valkey(valkey: str) -> None:
         client.flushall()
         return chat_on(client)
 
-    run_state_machine_as_test(lambda: Histories(open_chat), settings=played(30))
+    run_state_machine_as_test(lambda: Histories(open_chat), settings=played(20))
 
 
 def test_stored_histories_on_fakeredis(new_database: Callable[[], Database]) -> None:
     def open_chat() -> Chat:
         return chat_on(fakeredis.FakeRedis(server=fakeredis.FakeServer()), new_database())
 
-    run_state_machine_as_test(lambda: StoredHistories(open_chat), settings=played(12))
+    run_state_machine_as_test(lambda: StoredHistories(open_chat), settings=played(8))
 
 
 def test_stored_histories_on_valkey(valkey: str, new_database: Callable[[], Database]) -> None:
@@ -56,7 +56,7 @@ def test_stored_histories_on_valkey(valkey: str, new_database: Callable[[], Data
         client.flushall()
         return chat_on(client, new_database())
 
-    run_state_machine_as_test(lambda: RebuiltHistories(open_chat), settings=played(15))
+    run_state_machine_as_test(lambda: RebuiltHistories(open_chat), settings=played(10))
 
 
 def test_histories_on_a_cluster(cluster: str) -> None:
@@ -65,4 +65,4 @@ def test_histories_on_a_cluster(cluster: str) -> None:
         client.flushall()
         return chat_on(client)
 
-    run_state_machine_as_test(lambda: Histories(open_chat), settings=played(10))
+    run_state_machine_as_test(lambda: Histories(open_chat), settings=played(6))
