@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from imcore.cli import names
 from imcore.errors import ImError
+from imcore.model.erased import is_alias
 from imcore.model.records import Record, Value, iso_as_given, record_of, with_peers
 from imcore.model.values import MessageStatus
 
@@ -72,6 +73,8 @@ def readable(record: Record, *, local: bool, short: bool) -> Record:
         cells["content"] = f"(recalls {record['recalls']})"
     elif record.get("recalled"):
         cells["content"] = "(recalled)"
+    elif record.get("content") == "" and is_alias(str(record.get("sender_uid"))):
+        cells["content"] = "(erased)"
     return cells
 
 
