@@ -256,7 +256,7 @@ def test_without_json_a_pipe_gets_plain_rows_that_cannot_act() -> None:
     assert im("status", "team", msgid).stdout.splitlines()[2:] == ["", "uid\tdelivered\tread\tread_at", "bob\tno\tno\t-"]
     assert im("unread", "bob").stdout == "gid\tunread\nteam\t1\n"
     im("pull", "bob", "team", "--ack")
-    assert im("status", "team", msgid).stdout.splitlines()[3].startswith("bob\tyes\tyes\t")
+    assert im("status", "team", msgid).stdout.splitlines()[4].startswith("bob\tyes\tyes\t")
 
 
 @pytest.mark.parametrize(
