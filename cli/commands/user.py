@@ -1,4 +1,4 @@
-"""What users have chosen for themselves; the end of a user."""
+"""`im user`: sets and shows a user's own choice, and erases a user."""
 
 from contextlib import closing
 from dataclasses import asdict

@@ -40,7 +40,7 @@ Progress = Callable[[int, int], None]
 _TRIES = 5
 
 PATIENCE_S = 30.0
-"""How long to wait for a group whose stream another process rewrites or repairs."""
+"""An erasure waits so long for a group whose stream another process rewrites or repairs."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What a local database has of users who were erased: it goes at the beginning of the next session.
+"""Removes names and texts of erased users from a local database, at the beginning of a session.
 
 A group names the latest erasure in it. If this device knows another one, it asks who has sent the messages that it has,
 and replaces what has changed. A one-to-one chat with an erased user has another gid: the local one goes, and comes back

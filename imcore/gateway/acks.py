@@ -11,7 +11,7 @@ from imcore.streams.calls.message_calls import DeliveryTarget
 from imcore.util.batches import grouped
 
 AckKind = Literal["read", "private", "delivered"]
-"""What clients confirm: they have read messages; they have read them, for nobody else to see; messages have arrived."""
+"""Clients confirm that they have read messages, that they have read them in private, or that messages have arrived."""
 
 MOST_MESSAGES = 1000
 """The most messages of one group that wait: memory is bounded, whatever `ack_every` is."""

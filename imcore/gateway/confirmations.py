@@ -1,4 +1,4 @@
-"""What clients confirm to a gateway: what they have received and fetched. The same for both drivers of the core."""
+"""Clients confirm to a gateway what they have received and fetched. Both drivers of the core share this."""
 
 import reprlib
 from collections.abc import Iterable

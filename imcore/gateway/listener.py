@@ -11,7 +11,7 @@ from imcore.gateway.request import StartMode
 from imcore.model.values import Message, Receipt
 
 Item = Message | Receipt | PositionMoved
-"""What one live session yields."""
+"""One live session yields these."""
 
 
 class Listener:

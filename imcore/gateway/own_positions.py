@@ -1,4 +1,4 @@
-"""Where the offsets of sessions' own users are: sessions learn what another device has read or marked. No I/O."""
+"""Tells sessions what another device of their user has read or marked. No I/O."""
 
 from collections.abc import Iterable, Sequence
 

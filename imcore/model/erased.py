@@ -1,4 +1,4 @@
-"""What erased users are called. No I/O."""
+"""The names of erased users. No I/O."""
 
 import re
 import secrets

@@ -26,7 +26,7 @@ MESSAGES = 20
 """Of a group."""
 
 _ABOVE_US = 100
-"""What takes less is left out: or each command within a call would be logged, too, and each call would be longer."""
+"""The slow log leaves out commands that take less: logging each command within a call would make the call longer."""
 
 _CALLS, _LONGEST, _CPU = "calls of a page", "longest call", "CPU of a page"
 _AIMS = {_CALLS: Aim("<=", 20, of_ratio=False), _LONGEST: Aim("<=", 5, of_ratio=False)}

@@ -59,7 +59,7 @@ class Variant:
     aim: Aim | None = None
     in_flight: int = IN_FLIGHT
     confirms: Sequence[Confirm] = ()
-    """What each client says of each message; nothing if the gateway acks."""
+    """Each client confirms each message in these ways; in none if the gateway acks."""
 
 
 class _Beside(NamedTuple):
