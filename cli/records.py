@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from imcore.cli import names
 from imcore.errors import ImError
+from imcore.model.erased import is_alias
 from imcore.model.records import Record, Value, iso_as_given, record_of, with_peers
 from imcore.model.values import MessageStatus
 
@@ -26,7 +27,7 @@ TALLY_COLUMNS = ("msgid", "time", "sender_uid", "read", "unread", "delivered", "
 GROUP_COLUMNS = ("gid", "members", "messages", "last_msgid")
 MEMBER_COLUMNS = ("uid", "last_ack_msgid", "unread", "online")
 ACK_COLUMNS = ("gid", "uid", "last_ack_msgid", "advanced")
-READER_COLUMNS = ("uid", "read", "read_at")
+READER_COLUMNS = ("uid", "delivered", "read", "read_at")
 RECEIPT_COLUMNS = ("gid", "msgid", "read", "unread", "delivered")
 INBOX_COLUMNS = ("gid", "unread", "marked", "time", "sender_uid", "content")
 TOTALS_COLUMNS = ("groups", "unread_groups", "unread")
@@ -41,8 +42,11 @@ _RULE = re.compile(r"(?:[A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)[+-]?\d")
 
 
 def reader_records(status: MessageStatus) -> list[Record]:
-    read: list[Record] = [{"uid": reader.uid, "read": True, "read_at": reader.read_at} for reader in status.read_by]
-    return read + [{"uid": uid, "read": False, "read_at": None} for uid in status.unread_by]
+    """Return the recipients, those first who have read the message. All of these have got it."""
+    arrived = set(status.delivered_to)
+    read = [(reader.uid, True, True, reader.read_at) for reader in status.read_by]
+    unread = [(uid, uid in arrived, False, None) for uid in status.unread_by]
+    return [dict(zip(READER_COLUMNS, values, strict=True)) for values in (*read, *unread)]
 
 
 def peers_at(chat: "Chat", uid: str) -> Callable[[Record], Record]:
@@ -72,6 +76,8 @@ def readable(record: Record, *, local: bool, short: bool) -> Record:
         cells["content"] = f"(recalls {record['recalls']})"
     elif record.get("recalled"):
         cells["content"] = "(recalled)"
+    elif record.get("content") == "" and is_alias(str(record.get("sender_uid"))):
+        cells["content"] = "(erased)"
     return cells
 
 

@@ -82,7 +82,7 @@ def _show(run: Invocation, event: "Item", record: Record) -> None:
         if isinstance(event, Receipt):
             line = f"{shown['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}"
         elif not isinstance(event, Message):
-            line = f"{shown['gid']}  read on another device up to {event.last_ack_msgid or 'nothing'}"
+            line = f"{shown['gid']}  read or marked on another device; acked up to {event.last_ack_msgid or 'nothing'}"
         output.say(*output.fitted(sys.stdout, line))
     output.flush()
 

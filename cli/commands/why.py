@@ -19,7 +19,7 @@ _SENTENCES = {
     "left": "{uid} has left {gid}{since}, and had not read it",
     "delivered": "it has arrived at a client of {uid}, who has not read it",
     "online": "{uid} is online, but no client of theirs has confirmed that it has arrived",
-    "offline": "{uid} is offline{since}; it has not arrived",
+    "offline": "{uid} is offline{since}, and no client of theirs has confirmed that it has arrived",
 }
 _SINCE = {"read": " at {}", "left": " at {}", "offline": " since {}"}
 _UNKNOWN = {"read": " (when, no worker has stored yet)", "offline": " and was never seen online"}

@@ -19,7 +19,7 @@ from imcore.streams import wire
 from imcore.streams.client import CHUNK, RedisClient
 from imcore.streams.keys import SEPARATOR, WITHDRAWN
 from imcore.streams.redis_errors import driver_errors
-from imcore.streams.server_info import primaries_of
+from imcore.streams.server_info import primaries_of, servers_of
 from imcore.system import System
 from imcore.util.batches import batches
 from imcore.util.deadlines import attempts
@@ -53,8 +53,8 @@ def wait_until_synced(client: RedisClient) -> None:
     WAITAOF would say so, but Redis has it since 7.2 only, and speaks of the writes of one connection.
     """
     with driver_errors(client.address):
-        infos = [server.info("persistence") for _, server in primaries_of(client.driver)]
-    if any(info.get("aof_enabled") for info in infos):
+        has_files = any(server.appendonly for server in servers_of(client.driver, asks_config=False))
+    if has_files:
         time.sleep(SYNC_S)
 
 

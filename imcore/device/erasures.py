@@ -1,8 +1,8 @@
 """What a local database has of users who were erased: it goes at the beginning of the next session.
 
 A group names the latest erasure in it. If this device knows another one, it asks who has sent the messages that it has,
-and replaces what has changed. A one-to-one chat with an erased user has another gid: the local one goes,
-and comes back under that gid like one that was just joined.
+and replaces what has changed. A one-to-one chat with an erased user has another gid: the local one goes, and comes back
+under that gid like one that was just joined. A deleted group goes, too: nobody can say any more who of it was erased.
 """
 
 import sqlite3
@@ -12,7 +12,6 @@ from contextlib import suppress
 from imcore.chat import Chat
 from imcore.device.local_database import LocalDatabase
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable
-from imcore.model.direct import is_direct
 from imcore.operations.erased import erased_among, latest_erasures
 from imcore.streams.keys import CONFIG, REBUILDING
 from imcore.util.batches import batches
@@ -33,7 +32,8 @@ _TABLES = ("messages", "tallies", "resume_points", "peers", "erasures")
 def follow_erasures(chat: Chat, local: LocalDatabase) -> None:
     """Remove names and texts of erased users. Where that needs SQL, and it is away, a later session does it."""
     client = chat.system.client
-    if client.query("HGET", CONFIG, REBUILDING):
+    dataset, rebuilding = client.query("HMGET", CONFIG, "dataset", REBUILDING)
+    if rebuilding or not dataset:
         return  # groups that are missing may come back
     gids = [gid for (gid,) in local.rows(_GIDS, (str,))]
     known = dict(local.rows("SELECT gid, erasure FROM erasures", (str, str)))
@@ -50,12 +50,11 @@ def follow_erasures(chat: Chat, local: LocalDatabase) -> None:
 
 
 def _forget(local: LocalDatabase, gid: str) -> None:
-    """Remove a one-to-one chat that does not exist any more: it has another gid now."""
-    if is_direct(gid):
-        with local.transaction() as connection:
-            for table in _TABLES:
-                connection.execute(f"DELETE FROM {table} WHERE gid = ?", (gid,))  # noqa: S608 (our own names)
-        local.recalled_texts.note()
+    """Remove a group that does not exist any more: it was deleted, or is a one-to-one chat that has another gid now."""
+    with local.transaction() as connection:
+        for table in _TABLES:
+            connection.execute(f"DELETE FROM {table} WHERE gid = ?", (gid,))  # noqa: S608 (our own names)
+    local.recalled_texts.note()
 
 
 def _replace_all(chat: Chat, local: LocalDatabase, gid: str) -> None:

@@ -253,8 +253,11 @@ def test_without_json_a_pipe_gets_plain_rows_that_cannot_act() -> None:
 
     assert len(sent) == 2
     assert "␛[2J[red]eve[/red]␊{0} 'x' <U+202E>群 👩\u200d💻 xxx" in sent[1]
-    assert im("status", "team", msgid).stdout.splitlines()[2:] == ["", "uid\tread\tread_at", "bob\tno\t-"]
+    shown = im("status", "team", msgid).stdout.splitlines()
+    assert shown[2:] == ["", "uid\tdelivered\tread\tread_at", "bob\tno\tno\t-"]
     assert im("unread", "bob").stdout == "gid\tunread\nteam\t1\n"
+    im("pull", "bob", "team", "--ack")
+    assert im("status", "team", msgid).stdout.splitlines()[4].startswith("bob\tyes\tyes\t")
 
 
 @pytest.mark.parametrize(

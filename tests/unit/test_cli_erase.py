@@ -45,3 +45,9 @@ def test_a_name_that_cannot_be() -> None:
     result = im("user", "erase", "a\tb", "--yes")
     assert result.exit_code == 1
     assert "uid" in result.stderr
+
+
+@pytest.mark.parametrize("command", [("history", "bob", "team"), ("status", "team")])
+def test_people_are_told_why_a_text_is_missing(chat: Chat, command: tuple[str, ...]) -> None:
+    chat.erase_user("ann")
+    assert "(erased)" in im(*command).stdout

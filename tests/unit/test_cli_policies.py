@@ -93,7 +93,10 @@ def test_why_in_one_word_or_a_sentence(chat: Chat) -> None:
     def sentence(uid: str = "bob") -> str:
         return im("why", "team", sent.msgid, uid).stdout
 
-    assert sentence() == "bob is offline and was never seen online; it has not arrived\n"
+    assert (
+        sentence()
+        == "bob is offline and was never seen online, and no client of theirs has confirmed that it has arrived\n"
+    )
     session = chat.begin_session("bob")
     assert sentence().startswith("bob is online, but no client")
     chat.end_session("bob", session)

@@ -26,14 +26,14 @@ local function newest_shown(stream, recalled, joined, head, last, trimmed)
   end
 end
 
--- What im_inbox_order answers about one group.
-local function order_of(uid, meta, stream, acked, own, recalled, joined, bookmarks)
+-- What im_inbox_order answers about one group. `has_bookmarks`, `has_recalled`: whether any of the groups has some.
+local function order_of(uid, has_bookmarks, has_recalled, meta, stream, acked, own, recalled, joined, bookmarks)
   local fields, offset = redis.call('HMGET', meta, 'seq', 'last', 'trimmed'), redis.call('ZSCORE', acked, uid)
   if not fields[1] or not offset then
     return fields[1] and 'NOTMEMBER' or 'NOGROUP'
   end
   local head, last, trimmed = tonumber(fields[1]), tonumber(fields[2]), tonumber(fields[3] or '0')
-  local position, bookmark = tonumber(offset), redis.call('HGET', bookmarks, uid)
+  local position, bookmark = tonumber(offset), has_bookmarks and redis.call('HGET', bookmarks, uid)
   if bookmark then
     position = unread_position(position, parse_bookmark(bookmark))
   end
@@ -41,7 +41,7 @@ local function order_of(uid, meta, stream, acked, own, recalled, joined, bookmar
   if position < last then
     seq = seq_at(stream, position, head, last, trimmed)
     local passed, all = count_acked_own(own, position)
-    own_after, recalled_after = all - passed, redis.call('ZCOUNT', recalled, '(' .. decimal(position), '+inf')
+    own_after, recalled_after = all - passed, has_recalled and redis.call('ZCOUNT', recalled, '(' .. decimal(position), '+inf') or 0
     newest = recalled_after == 0 and last
   end
   local since
@@ -57,6 +57,15 @@ local function order_of(uid, meta, stream, acked, own, recalled, joined, bookmar
     decimal(position)}
 end
 
+-- Whether any key exists of every seventh, from one on: most groups have no bookmarks, and nothing recalled.
+local function any_exists(keys, first)
+  local some = {}
+  for k = first, #keys, 7 do
+    some[#some + 1] = keys[k]
+  end
+  return redis.call('EXISTS', unpack(some)) > 0
+end
+
 -- im_inbox_order: the order of a member's groups in the inbox, and how much is unread. All about one group is of one moment.
 -- Keys: for each group, all of one partition, meta, stream, acked, own_unacked, recalled, joined, bookmarks. Arguments: uid.
 -- Answer: for each group NOGROUP, NOTMEMBER, or {packed msgid of the newest message that is neither recalled nor a tombstone ('0'
@@ -64,9 +73,9 @@ end
 -- cases trimmed, packed msgid after which they joined (in the first case), how many were unread if the seq at the position after
 -- which they are unread were 0, that position}.
 define('im_inbox_order', READ_ONLY, function(keys, args)
-  local answers = {}
+  local answers, has_bookmarks, has_recalled = {}, any_exists(keys, 7), any_exists(keys, 5)
   for k = 1, #keys, 7 do
-    answers[#answers + 1] = order_of(args[1], unpack(keys, k, k + 6))
+    answers[#answers + 1] = order_of(args[1], has_bookmarks, has_recalled, unpack(keys, k, k + 6))
   end
   return answers
 end)

@@ -18,17 +18,15 @@ local SHORT_LIST = 32  -- to read it whole takes less time than to look for a pl
 
 -- How many of the first messages in an own_unacked list an offset has passed, and the length of the list.
 local function count_acked_own(own, offset)
-  local low, high = 0, redis.call('LLEN', own)
-  local all = high
-  if all == 0 or tonumber(redis.call('LINDEX', own, 0)) > offset then
-    return 0, all
-  elseif all <= SHORT_LIST then
-    local messages = redis.call('LRANGE', own, 1, -1)
+  local messages, low = redis.call('LRANGE', own, 0, SHORT_LIST), 0
+  if #messages <= SHORT_LIST then
     while messages[low + 1] and tonumber(messages[low + 1]) <= offset do
       low = low + 1
     end
-    return low + 1, all
+    return low, #messages
   end
+  local high = redis.call('LLEN', own)
+  local all = high
   while low < high do  -- the first `low` are passed, those from `high` on are not
     local middle = math.floor((low + high) / 2)
     if tonumber(redis.call('LINDEX', own, middle)) <= offset then

@@ -625,6 +625,7 @@ export class ImClient extends EventTarget {
     const gids = new Set(groups.map(({ gid }) => gid));
     for (const gid of this.#groups.keys()) if (!gids.has(gid)) await this.#left(gid);
     let isErased = false;
+    const marked = []; // or read in private, on another device
     for (const { gid, last_ack_msgid, last_msgid, unread, after, last_erasure } of groups) {
       const group = this.#group(gid);
       if (last_erasure !== null && (await this.#local.followErasures(gid, last_erasure))) {
@@ -641,13 +642,14 @@ export class ImClient extends EventTarget {
       if (group.from < acked && group.from === group.acked) group.from = acked;
       group.acked = Math.max(group.acked, acked);
       const here = await this.#local.unread(gid, group.from, pack(last_msgid), this.uid);
-      if (here !== null && here !== unread && !this.#unsentAcks.has(gid)) this.#askFrom(gid);
+      if (here !== null && here !== unread && !this.#unsentAcks.has(gid)) marked.push(gid);
     }
     if (connection !== this.#connection) return;
     this.#attempts = 0;
     this.#setState('online');
     await this.#sendAcks();
-    for (const gid of gids) await this.#recount(gid, false);
+    for (const gid of gids) if (!marked.includes(gid)) await this.#recount(gid, false);
+    for (const gid of marked) this.#askFrom(gid); // now that this client is online
     this.#tell('groups');
     if (isErased) {
       this.#tell('reset');
@@ -692,6 +694,7 @@ export class ImClient extends EventTarget {
     if (!connection.live.has(gid)) connection.live.set(gid, 0);
     await this.#local.note(gid, () => ({ left: false }));
     this.#group(gid).left = false;
+    this.#askPosition(gid); // also a chat that has another gid now: most of it may have been read before
     this.#tell('groups');
   }
 

@@ -71,3 +71,18 @@ def test_a_browser_keeps_nothing_of_a_group_that_its_user_has_left(people: Peopl
 
     bob.page.get_by_text("You are no longer in this group").wait_for()
     wait_until(lambda: "secret" not in kept(bob))
+
+
+def test_what_was_read_stays_read_where_the_other_was_erased(people: People, stack: PageStack) -> None:
+    # Given a chat of two that Bob has read, in an open page
+    direct = [stack.chat.send_direct(people.bob, f"secret {n}", sender_uid=people.ann) for n in range(3)][-1]
+    stack.chat.ack(people.bob, direct.gid, direct.msgid)
+    bob = people.online(people.bob)
+    bob.group(direct.gid).wait_for()
+
+    stack.chat.erase_user(people.ann)
+
+    renamed = bob.page.locator("#groups button", has_text="Deleted user")
+    renamed.wait_for()
+    bob.wait_for_unread(renamed.get_attribute("data-gid") or "", 0)
+    assert bob.group(direct.gid).count() == 0

@@ -254,3 +254,15 @@ def test_joins_and_leaves_are_seen_at_once(people: People, stack: PageStack, is_
     cat.group(people.gid).wait_for(state="detached")
     assert cat.page.get_by_text("You are no longer in this group").is_visible() == is_open
     assert not cat.page.locator("#composer").is_visible()
+
+
+def test_a_mark_that_was_set_elsewhere_is_seen_from_the_beginning(people: People, stack: PageStack) -> None:
+    msgids = people.say(people.ann, *"abcde")
+    stack.chat.ack(people.bob, people.gid)
+    stack.chat.mark_unread(people.bob, people.gid, msgids[1])
+
+    bob = people.online(people.bob)
+
+    bob.wait_for_unread(people.gid, 4)
+    bob.page.wait_for_timeout(2000)  # and it stays
+    assert bob.unread(people.gid) == 4

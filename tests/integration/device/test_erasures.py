@@ -114,3 +114,18 @@ def test_after_a_loss_of_redis_too(bob: Device, local: LocalDatabase, chat: Chat
     rebuild(other.system)
     bob.sync()
     assert texts(local) == ["", "hello 0", "", "hello 1", "", "hello 2"]
+
+
+@pytest.mark.parametrize("first", ["erased", "deleted"])
+def test_a_deleted_group_goes(bob: Device, local: LocalDatabase, chat: Chat, folder: Path, first: str) -> None:
+    bob.sync()
+    for what in (first, "deleted" if first == "erased" else "erased"):
+        if what == "erased":
+            chat.erase_user(ANN)
+        else:
+            chat.delete_group("old")
+    assert texts(local, "old")
+    bob.sync()
+    assert texts(local, "old") == []
+    assert texts(local, "team") != []
+    assert files_with(TEXT, folder) == []
