@@ -28,7 +28,7 @@ def export(run: Invocation, gid: str | None, user_uid: str | None, file: str | N
 
     A message without a client_msgid is named by its msgid, and so is one whose client_msgid an earlier message of the
     group has; stderr counts the latter. The text of a recalled message is gone: it has "recalled": true, and its recall
-    follows.
+    follows. Messages of erased users come as recalled ones.
 
     With --user: each group that the user is in or was in, the messages that were sent meanwhile, and the user's own
     joins, leaves and acks; nothing of when others came, went and read, and no policy. Messages that come while it is

@@ -23,7 +23,8 @@ class Export:
     """One export. What it yields are JSON objects; times are datetimes.
 
     The same events imported into an empty system make the same messages in the same order, memberships and offsets.
-    Messages are named by ClientMsgids. Msgids, the server's times and read times are those of the new system.
+    Messages are named by ClientMsgids. Msgids, the server's times and read times are those of the new system. Messages
+    of erased users come as recalled ones.
     """
 
     def __init__(self, chat: Chat) -> None:

@@ -16,7 +16,6 @@ from imcore.chat import Chat
 from imcore.errors import (
     ConfigurationError,
     DatabaseNotReady,
-    GroupExists,
     InvalidInput,
     NotMember,
     UnknownGroup,
@@ -24,12 +23,12 @@ from imcore.errors import (
 )
 from imcore.importer.event import Event, parse
 from imcore.importer.formats import Line, Unreadable, is_blank
+from imcore.importer.members import GroupMembers
 from imcore.importer.stored_messages import StoredMessages
-from imcore.model.direct import is_direct, is_hashed, peer_of
 from imcore.model.limits import check_content
 from imcore.model.meta import check_meta
 from imcore.model.values import Draft
-from imcore.operations import creation, positions
+from imcore.operations import positions
 from imcore.operations.effects import raised
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.message_calls import DeliveryTarget, SendResult
@@ -151,11 +150,9 @@ class _GroupImport:
         self._waiting: list[_NumberedEvent] = []
         self._memberships: dict[str, tuple[int, bool]] = {}
         """By uid, whether the user was a member after the events that an earlier run applied, as which line says."""
-        self._members: int | None = None
+        self._members = GroupMembers(run.chat, gid)
         self._policy: _NumberedEvent | None = None
         """The last event that says who is told about readers: set at the end, as the group may not exist before."""
-        self._first_of_direct = ""
-        """The user of a one-to-one chat who joined first, if the gid does not name the users."""
         self._apply_to_message: Mapping[str, Callable[[Event], None]] = {
             "ack": self._ack,
             "delivered": self._delivered,
@@ -170,7 +167,7 @@ class _GroupImport:
         elif event.type == "recall" and self._stored.has_come_to(event):
             self._recall_in_order(event)
         elif event.type == "group":
-            self._create()
+            self._members.create()
             if event.receipts or event.asked_by:
                 self._policy = number, event
         else:
@@ -309,37 +306,6 @@ class _GroupImport:
 
     def _set_member(self, uid: str, is_member: bool) -> None:
         """Let a user join or leave the group. Create it if it does not exist."""
-        if is_direct(self._gid):
-            self._set_direct_member(uid, is_member)
-            return
-        before = self._create()
-        change = self._chat.add_members if is_member else self._chat.remove_members
-        self._members = change(self._gid, [uid]).members
-        self._run.summary.joins += self._members > before
-        self._run.summary.leaves += self._members < before
-
-    def _create(self) -> int:
-        """Create the group if it does not exist, unless a join creates it. Return the number of its members."""
-        if self._members is None:
-            try:
-                is_made = not is_direct(self._gid)
-                self._members = self._chat.create_group(self._gid).members if is_made else 0
-            except GroupExists:
-                self._members = self._chat.group(self._gid).members
-        return self._members
-
-    def _set_direct_member(self, uid: str, is_member: bool) -> None:
-        """Create a one-to-one chat. If its gid does not name the users, the second one who joins creates it."""
-        if not is_member:
-            raise InvalidInput(f"nobody leaves the one-to-one chat {self._gid!r}")
-        peer = peer_of(self._gid, uid, [uid, self._first_of_direct or uid])
-        if peer is None and is_hashed(self._gid) and self._first_of_direct in {"", uid}:
-            self._first_of_direct = uid
-            return
-        if peer is None:
-            raise InvalidInput(f"the one-to-one chat {self._gid!r} is not one of {uid!r}")
-        try:
-            self._chat.group(self._gid)
-        except UnknownGroup:
-            users = sorted({uid, peer})
-            self._run.summary.joins += self._chat.performer.perform(creation.create(self._gid, users)).members
+        change = self._members.set(uid, is_member)
+        self._run.summary.joins += max(change, 0)
+        self._run.summary.leaves += max(-change, 0)

@@ -69,6 +69,47 @@ def test_real_chat_is_the_same_after_an_export_and_an_import(
             assert import_lines(copy, exported[gid]) == ImportSummary()
 
 
+@pytest.mark.parametrize("users", [("ann", "bob"), ("a" * 100, "b" * 100)], ids=["plain", "hashed"])
+@pytest.mark.parametrize("is_trimmed", [False, True])
+@pytest.mark.parametrize("of_user", [False, True], ids=["group", "user"])
+def test_a_chat_whose_other_user_was_erased_can_be_imported(
+    chat: Chat, copies: Callable[[], Any], users: tuple[str, str], of_user: bool, is_trimmed: bool
+) -> None:
+    # Given
+    gone, bob = users
+    chat.system.database.upgrade()
+    chat.send_direct(bob, "hi", sender_uid=gone, client_msgid="1")
+    chat.send_direct(gone, "hello", sender_uid=bob, client_msgid="2")
+    recalled = chat.send_direct(bob, "oops", sender_uid=gone)
+    chat.recall(recalled.gid, recalled.msgid, by=gone)
+    bye = chat.send_direct(bob, "bye", sender_uid=gone, client_msgid="3")
+    chat.ack(bob, bye.gid, bye.msgid)  # what is unread of an erased user is unread for nobody in a copy: it is recalled
+    chat.erase_user(gone)
+    [gid] = chat.groups_of(bob)
+    chat.send(gid, "are you there?", sender_uid=bob)
+    if is_trimmed:
+        store(chat)
+        trim(chat.system, keep_messages=0)
+    export = (lambda of: user_lines_of(of, bob)) if of_user else (lambda of: lines_of(of, gid))
+    exported = export(chat)
+    with copies() as copy:
+        # When
+        import_lines(copy, exported)
+        # Then
+        assert [(member.uid, member.unread) for member in copy.members(gid)] == [(bob, chat.member(gid, bob).unread)]
+        assert texts(copy, bob, gid) == texts(chat, bob, gid)
+        assert [text for _, text in texts(copy, bob, gid)] == ["", "hello", "", "", "are you there?"]
+        assert export(copy) == exported
+        assert import_lines(copy, exported) == ImportSummary()
+        assert export(copy) == exported
+
+
+def texts(chat: Chat, uid: str, gid: str) -> list[tuple[str, str]]:
+    """Senders and texts of the messages as a member sees them; those of erased users have no text."""
+    messages = chat.history(uid, gid).messages
+    return [(each.sender_uid, each.content) for each in messages if each.recalls is None]
+
+
 def import_lines(chat: Chat, lines: list[bytes]) -> ImportSummary:
     errors: list[tuple[int, str]] = []
     summary = import_events(chat, lines, on_error=lambda number, reason: errors.append((number, reason)))
@@ -78,6 +119,10 @@ def import_lines(chat: Chat, lines: list[bytes]) -> ImportSummary:
 
 def lines_of(chat: Chat, gid: str) -> list[bytes]:
     return [f"{to_json(event)}\n".encode() for event in Export(chat).group(gid)]
+
+
+def user_lines_of(chat: Chat, uid: str) -> list[bytes]:
+    return [f"{to_json(event)}\n".encode() for event in Export(chat).user(uid)]
 
 
 def seen(chat: Chat, gid: str) -> Any:

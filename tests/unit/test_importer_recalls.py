@@ -4,7 +4,8 @@ import pytest
 
 from imcore import Chat
 from imcore.admin.retention import trim
-from imcore.model.direct import gid_of
+from imcore.errors import InvalidInput
+from imcore.model.direct import gid_of, random_gid
 from imcore.model.values import GroupPolicy
 from tests.helpers.import_events import BY_BOB, HELLO, event, lines, run, run_with_errors
 from tests.helpers.workers import store
@@ -132,3 +133,34 @@ def test_gid_that_is_no_one_to_one_chat_is_refused(chat: Chat) -> None:
     _, errors = run_with_errors(chat, lines([event("join", "ann") | {"gid": "dm:x"}]))
 
     assert errors == [(1, "the one-to-one chat 'dm:x' is not one of 'ann'")]
+
+
+@pytest.mark.parametrize("is_again", [False, True], ids=["one file", "another file"])
+def test_chat_whose_gid_names_nobody_is_of_any_two_users_who_may_leave(chat: Chat, is_again: bool) -> None:
+    gid = random_gid()
+    join, hello, leave, eve = (
+        each | {"gid": gid} for each in (event("join", "bob"), HELLO, event("leave", "ann"), event("join", "eve"))
+    )
+    events = [{"type": "group", "gid": gid}, join, hello, leave]
+    if is_again:
+        assert run(chat, *events) == {"messages": 1, "joins": 2, "leaves": 1}
+        summary, errors = run_with_errors(chat, lines([eve]))
+        assert summary == {"errors": 1}
+    else:
+        summary, errors = run_with_errors(chat, lines([*events, eve]))
+        assert summary == {"messages": 1, "joins": 2, "leaves": 1, "errors": 1}
+
+    assert [reason for _, reason in errors] == [f"the one-to-one chat {gid!r} has two other users than 'eve'"]
+    assert [member.uid for member in chat.members(gid)] == ["bob"]
+    assert run(chat, *events) == {}
+    with pytest.raises(InvalidInput, match="kept for one-to-one chats"):
+        chat.add_members(gid, ["eve"])
+    with pytest.raises(InvalidInput, match="kept for one-to-one chats"):
+        chat.create_group(random_gid())
+
+
+def test_chat_that_both_users_have_left_exists(chat: Chat) -> None:
+    gid = random_gid()
+
+    assert run(chat, {"type": "group", "gid": gid}) == {}
+    assert chat.group(gid).members == 0
