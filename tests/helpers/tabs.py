@@ -1,6 +1,6 @@
 """Tabs of a real browser, each with the page of one user, and what a person sees and does in it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,6 +114,10 @@ class Tab:
 
     def wait_for_unread(self, gid: str, count: int) -> None:
         wait_until(lambda: self.unread(gid) == count)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that routes of this tab have a part in: they run only while the tab is asked."""
+        wait_until(lambda: self.page.title() is not None and condition())
 
     def set_hidden(self, is_hidden: bool) -> None:
         """Let the tab take itself for one behind another, or no more: a browser without screen never hides one."""

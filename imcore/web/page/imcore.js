@@ -759,7 +759,8 @@ export class ImClient extends EventTarget {
 
   async #askUnread() {
     clearTimeout(this.#unreadTimer);
-    this.#unreadTimer = null;
+    const wait = this.#untilCounted();
+    this.#unreadTimer = wait ? setTimeout(() => this.#askUnread(), wait) : null; // this answer is not the last word
     const counts = await this.call('unread').catch(() => []);
     for (const { gid, unread } of counts) {
       const group = this.#groups.get(gid);
@@ -783,23 +784,33 @@ export class ImClient extends EventTarget {
     else this.#askFrom(gid);
   }
 
-  /** Ask the server from where on messages are unread; not while it still folds acks of this tab. */
+  /** How many milliseconds until the server counts all that was shown here: it folds acks, and so does this tab. */
+  #untilCounted() {
+    const sentAt = this.#unsentAcks.size ? Date.now() + ACK_FOLD_MS : this.#acksSentAt;
+    return Math.max(0, sentAt + 1500 - Date.now());
+  }
+
+  /** Ask the server from where on messages are unread; not while it does not count acks of this tab. */
   #askFrom(gid) {
     this.#toAsk.add(gid);
-    const wait = Math.max(0, this.#acksSentAt + 1500 - Date.now());
-    this.#fromTimer ??= setTimeout(() => this.#askAllFrom(), wait);
+    this.#fromTimer ??= setTimeout(() => this.#askAllFrom(), this.#untilCounted());
   }
 
   async #askAllFrom() {
-    this.#fromTimer = null;
-    const gids = [...this.#toAsk];
+    const wait = this.#untilCounted();
+    this.#fromTimer = wait ? setTimeout(() => this.#askAllFrom(), wait) : null;
+    if (wait) return;
+    const asked = new Map([...this.#toAsk].map((gid) => [gid, { ...this.#group(gid), end: this.#end(gid) }]));
     this.#toAsk.clear();
     const counts = await this.call('unread').catch(() => []);
-    for (const { gid, unread } of counts.filter((each) => gids.includes(each.gid))) {
+    for (const { gid, unread } of counts.filter((each) => asked.has(each.gid))) {
       const page = unread ? await this.#history(gid, { first_unread: true, limit: 1 }).catch(() => null) : null;
       if (unread && !page?.messages.length) continue;
-      const { acked } = this.#group(gid);
-      await this.#setFrom(gid, unread ? pack(page.messages[0].msgid) - 1 : Math.max(acked, this.#end(gid)));
+      const { acked, from, end } = asked.get(gid);
+      const now = this.#group(gid);
+      // What was shown meanwhile, the answer does not know.
+      if (now.acked !== acked || now.from !== from) this.#askFrom(gid);
+      else await this.#setFrom(gid, unread ? pack(page.messages[0].msgid) - 1 : Math.max(acked, end));
     }
     this.#tell('groups');
   }

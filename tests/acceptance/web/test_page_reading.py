@@ -1,8 +1,11 @@
 """What people see of each other's reading: a tick changes when, and only when, somebody has really seen a message."""
 
+import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from playwright.sync_api import WebSocketRoute
 
 from tests.helpers.deadline import wait_until
 from tests.helpers.page_stack import PageStack
@@ -60,6 +63,54 @@ def test_what_has_arrived_and_what_is_marked_unread(people: People, stack: PageS
     bob.open(people.gid)
     bob.wait_for_unread(people.gid, 0)
     wait_until(lambda: [each.unread for each in stack.chat.unread(people.bob) if each.gid == people.gid] == [0])
+
+
+def test_what_is_shown_while_the_server_answers_stays_read(people: People, stack: PageStack) -> None:
+    # Given Bob, who marks a message unread on another device, and a slow answer to his tab, which asks from where on
+    asked: list[dict[str, Any]] = []
+    sockets: list[WebSocketRoute] = []
+    held: list[str] = []
+
+    def route(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+
+        def ask(text: str | bytes) -> None:
+            asked.append(json.loads(text))
+            server.send(text)
+
+        def answer(text: str | bytes) -> None:
+            number = json.loads(text).get("id")
+            is_slow = any(each.get("id") == number and each["params"].get("first_unread") for each in asked)
+            if is_slow and not held:
+                held.append(str(text))
+            else:
+                socket.send(text)
+
+        socket.on_message(ask)
+        server.on_message(answer)
+        sockets.append(socket)
+
+    bob = people.tab(people.bob)
+    bob.page.route_web_socket("**/ws", route)
+    bob.load(stack.link(people.bob)).open(people.gid)
+    msgids = people.say(people.ann, "first", "second", "third")
+    bob.wait_until(lambda: stack.offset(people.gid, people.bob) == msgids[-1])
+    stack.chat.mark_unread(people.bob, people.gid, msgids[1])
+    bob.wait_until(lambda: held != [])
+
+    # When he sees another message before the answer
+    (newest,) = people.say(people.ann, "fourth")
+    asked.clear()
+    bob.wait_until(lambda: any(each["method"] == "unread" for each in asked))  # he is told of his own ack, too
+    bob.wait_for_unread(people.gid, 0)
+    assert stack.offset(people.gid, people.bob) == newest
+    asked.clear()
+    sockets[0].send(held[0])
+
+    # Then nothing is unread, on any device
+    bob.wait_until(lambda: any(each["method"] == "unread" for each in asked))
+    bob.wait_for_unread(people.gid, 0)
+    assert [each.unread for each in stack.chat.unread(people.bob) if each.gid == people.gid] == [0]
 
 
 def test_a_tick_says_how_many_of_a_group_have_read_and_who(people: People, stack: PageStack) -> None:
