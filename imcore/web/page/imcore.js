@@ -510,6 +510,8 @@ export class ImClient extends EventTarget {
   // question after a silence. Its answer also brings the counts that other devices of this user have changed.
   #heartbeat() {
     const silence = Date.now() - (this.#connection?.heardAt ?? Infinity);
+    // The browser tells of a network that goes a moment before it is gone, and the first question may still be answered.
+    if (!navigator.onLine && this.state === 'online') return this.#check(3000);
     if (silence > SILENCE_MS + CALL_TIMEOUT_MS) this.#lost(this.#connection, LOST);
     else if (silence > SILENCE_MS && this.state === 'online') this.#check(CALL_TIMEOUT_MS);
     else if (silence > CALL_TIMEOUT_MS && this.state !== 'online') this.#lost(this.#connection, LOST);

@@ -154,6 +154,33 @@ def test_a_message_whose_answer_was_lost_goes_out_once(people: People, stack: Pa
     assert stack.stored(people.gid, people.bob) == ["once"]
 
 
+def test_a_network_that_goes_after_it_was_said_to_be_gone_is_noticed(people: People, stack: PageStack) -> None:
+    # Given a browser that tells of it while the network still carries a question and its answer
+    heard: list[str] = []
+    is_gone: list[bool] = []
+
+    def route(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+
+        def forward(text: str | bytes) -> None:
+            if not is_gone:
+                heard.append(str(text))
+                socket.send(text)
+
+        server.on_message(forward)
+
+    ann = people.tab(people.ann)
+    ann.page.route_web_socket("**/ws", route)
+    ann.load(stack.link(people.ann))
+    heard.clear()
+    ann.page.evaluate("Object.defineProperty(navigator, 'onLine', {value: false}), dispatchEvent(new Event('offline'))")
+    ann.wait_until(lambda: heard != [])
+
+    # When it is gone, then the page says so
+    is_gone.append(True)
+    ann.wait_for_state("offline")
+
+
 def test_a_refused_message_says_why_and_can_be_deleted(people: People, stack: PageStack) -> None:
     # Given a message that the server never takes
     ann = people.online(people.ann).open(people.gid)
