@@ -510,7 +510,7 @@ export class ImClient extends EventTarget {
   // question after a silence. Its answer also brings the counts that other devices of this user have changed.
   #heartbeat() {
     const silence = Date.now() - (this.#connection?.heardAt ?? Infinity);
-    // The browser tells of a network that goes a moment before it is gone, and the first question may still be answered.
+    // A browser says this a moment before the network is gone: the first question may still have been answered.
     if (!navigator.onLine && this.state === 'online') return this.#check(3000);
     if (silence > SILENCE_MS + CALL_TIMEOUT_MS) this.#lost(this.#connection, LOST);
     else if (silence > SILENCE_MS && this.state === 'online') this.#check(CALL_TIMEOUT_MS);
@@ -788,6 +788,7 @@ export class ImClient extends EventTarget {
 
   /** How many milliseconds until the server counts all that was shown here: it folds acks, and so does this tab. */
   #untilCounted() {
+    if (this.state !== 'online') return 0; // nothing is asked, and the next connection compares anew
     const sentAt = this.#unsentAcks.size ? Date.now() + ACK_FOLD_MS : this.#acksSentAt;
     return Math.max(0, sentAt + 1500 - Date.now());
   }
@@ -810,7 +811,7 @@ export class ImClient extends EventTarget {
       if (unread && !page?.messages.length) continue;
       const { acked, from, end } = asked.get(gid);
       const now = this.#group(gid);
-      // What was shown meanwhile, the answer does not know.
+      // The answer does not know what was shown meanwhile.
       if (now.acked !== acked || now.from !== from) this.#askFrom(gid);
       else await this.#setFrom(gid, unread ? pack(page.messages[0].msgid) - 1 : Math.max(acked, end));
     }
