@@ -22,7 +22,7 @@ MAX_NAME_BYTES = 128
 GROUP_RECEIPTS = ("names", "counts", "off")
 ASKED_BY = ("sender", "members")
 USER_RECEIPTS = ("on", "off")
-"""What may be chosen: who has read a message, how many, or nothing; who may ask; whether a user tells others."""
+"""The choices of a group (members are told names, counts or nothing; who may ask) and of a user (others are told)."""
 
 _BEFORE_THE_FIRST = msgids.unpack(msgids.NONE)
 

@@ -168,7 +168,8 @@ class Batch:
     """The deletions of groups of these rows that the writer knows: a packed entry by gid. Nothing is written if there
     are others by now. None: the writer has made sure of that in another way."""
     erasures: int | None = None
-    """How many erasures of users had begun or ended when the writer read what the rows say, in the same way."""
+    """The count of `Erasures` when the writer read the data of these rows. Nothing is written if it is another by now.
+    None: the writer has made sure of that in another way."""
 
     def __len__(self) -> int:
         return sum(len(rows) for each in fields(self) if isinstance(rows := getattr(self, each.name), list))
@@ -197,7 +198,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Erasures:
-    """The erasures of users that are under way: the aliases by uid, and the new gids of one-to-one chats by the old.
+    """Erasures under way. `uids` maps uids to aliases, `gids` maps old gids of one-to-one chats to new ones.
 
     Nobody of such a uid can join a group before the end. So every row that names it is the erased user's. `count`
     changes whenever an erasure begins or ends: what was read before may have names that are gone by now.

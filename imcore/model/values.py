@@ -102,7 +102,7 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class InboxEntry:
-    """What a member is shown of one group, all of one moment.
+    """A group in the inbox of a member. All its values are of one moment.
 
     `message` is the newest that they may see and that is neither recalled nor a tombstone; None without one. `marked`:
     see `Unread`.
@@ -193,7 +193,7 @@ class MessageTally:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Up to where messages of a group have arrived for a member, and whether this call moved it.
+    """A member's delivered position in a group. `advanced`: this call has moved it.
 
     `last_delivered_msgid` is None before the first message. It is never before the offset.
     """
@@ -231,7 +231,7 @@ class MessageStatus:
 
 @dataclass(frozen=True, slots=True)
 class GroupPolicy:
-    """What members are told about readers, and who may ask.
+    """The receipt policy of a group.
 
     `receipts`: `names`, `counts` or `off`. `asked_by`: `sender` (of a message) or `members`.
     """

@@ -1,4 +1,4 @@
-"""Creates a group with its first members. Others see the whole group or no group. A kill changes nothing about that.
+"""Creates a group with its first members. Others see the whole group or no group, also if the creator is killed.
 
 No call may hold the server for long, so many members are added in steps. Nobody sees the group before the last step.
 The same creation again continues where it ended. Whoever needs the gid undoes an abandoned creation, or a worker does.

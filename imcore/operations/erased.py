@@ -1,4 +1,4 @@
-"""What clients with databases of their own ask: which messages that they have are of users who were erased since."""
+"""Tells clients with local databases which of their messages are from users who were erased since."""
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress

@@ -125,7 +125,7 @@ def _online(uids: Sequence[str]) -> Effects[set[str]]:
 
 
 def _positions(gid: str, uids: Sequence[str]) -> Effects[list[Unread | None]]:
-    """Return the positions of members as anybody may see them; None for those who are none any more."""
+    """Return the positions of members as anybody may see them; None for each who has left."""
     space = yield from GetKeyspace()
     answers = yield from call_each([group_calls.position(space, gid, uid, for_others=True) for uid in uids])
     found: list[Unread | None] = []

@@ -33,7 +33,7 @@ def group_policy(gid: str) -> Effects[GroupPolicy]:
 
 
 def groups_without_receipts(space: Keyspace, gids: Sequence[str]) -> Effects[set[str]]:
-    """Return those of the groups whose receipts are off. A group that cannot be read is none of them."""
+    """Return the groups whose receipts are off, without those that cannot be read."""
     answers = yield from call_each([policy_calls.are_receipts_off(space, gid) for gid in gids])
     return {gid for gid, answer in zip(gids, answers, strict=True) if answer is True}
 

@@ -41,7 +41,7 @@ _AIMS_US = {(_SERVE, 1): 1000, (_SERVE, 10): 500, (_APPLICATION, 1): 1600, (_APP
 
 
 class _Storm(NamedTuple):
-    """Clients ack so often, and so many messages are sent meanwhile. `delivers`: clients also confirm each delivery."""
+    """One storm: each client acks every `ack_every` messages. `delivers`: clients also confirm each delivery."""
 
     name: str
     ack_every: int
