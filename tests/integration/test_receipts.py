@@ -281,17 +281,18 @@ def test_no_other_worker_claims_entries_during_a_window_longer_than_the_lease(ch
     read(chat, "bob")
     worker = ReceiptsWorker(chat.system.client, chat.system.database, short_lease)
     with closing(RedisClient.connect(settings)) as client, closing(Journal(client, "receipts", short_lease)) as other:
+        space, partition = client.space, client.space.partition_of("team")
+        client.call(journal_calls.create_group(space, partition, "receipts"))
         step = Thread(target=worker.step)
         step.start()
-        wait_until(
-            lambda: client.query("XPENDING", client.space.journal(client.space.partition_of("team")), "receipts")[
-                "pending"
-            ]
-        )
-        # When
-        claimed = []
-        while step.is_alive():
-            claimed += other.read()
+        try:
+            wait_until(lambda: client.call(journal_calls.consumers(space, partition, "receipts")))
+            # When
+            claimed = []
+            while step.is_alive():
+                claimed += other.read()
+        finally:
+            step.join()
         # Then
         assert claimed == []
         assert worker.drained()
