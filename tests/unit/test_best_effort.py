@@ -59,6 +59,11 @@ def write_all(writer: BestEffort, lines: list[bytes]) -> Callable[[], None]:
     return write
 
 
+def has_tried_all(writer: BestEffort) -> bool:
+    """Answer whether the writer has written, or lost, all that it was given."""
+    return writer._pump is not None and writer._pump._waiting_bytes == 0
+
+
 def read_until(reader: int, end: bytes) -> bytes:
     """Return what comes, up to an end that must come."""
     os.set_blocking(reader, False)
@@ -136,6 +141,7 @@ def test_after_a_full_disk_the_lost_lines_are_reported(
     with disk_full() as descriptor:
         writer = to(descriptor)
         ends(write_all(writer, numbered(3)))
+        wait_until(lambda: has_tried_all(writer))
         reader, room = os.pipe()
         os.dup2(room, descriptor)
 

@@ -48,8 +48,9 @@ def opening() -> list[threading.Thread]:
 
 @pytest.fixture(autouse=True)
 def _leaves_no_thread() -> Iterator[None]:
+    wait_until(lambda: not opening())  # of a gateway of another test
     yield
-    wait_until(lambda: not opening(), timeout_s=2)
+    wait_until(lambda: not opening())
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def test_only_a_gateway_opens_the_database_early(client: RedisClient, database: 
 def test_without_a_database_nothing_is_opened(client: RedisClient) -> None:
     performer = Performer(System(client, None, Settings.from_env({})))
     performer.open_early()
-    assert not opening()
+    wait_until(lambda: not opening())
     with pytest.raises(DatabaseUnavailable, match="give its URL"):
         performer.perform_one(QUESTION)
 

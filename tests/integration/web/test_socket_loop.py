@@ -303,7 +303,7 @@ def test_a_socket_that_answers_no_ping_is_given_up() -> None:
 
 
 def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PatientHttp, "patience_s", 0.3)
+    monkeypatch.setattr(PatientHttp, "patience_s", 1.0)
     with running("uvloop") as server:
         for part in (b"", HEAD.format(path="/ws", version=13)[:60].encode()):
             assert b" 408 " in read_all(server.raw(part))
