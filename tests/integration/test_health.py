@@ -17,6 +17,7 @@ from imcore import Chat
 from imcore.admin.health import LONGEST_S, health
 from imcore.settings import Settings
 from imcore.streams import keys
+from imcore.streams.consumers import worker_stats
 from imcore.workers import jobs
 from tests.helpers.commands import Im
 from tests.helpers.deadline import wait_until
@@ -126,6 +127,7 @@ class TestBacklogs:
         settings = replace(settings, lease_ms=600_000)
         with start_worker(settings, "persist") as persist:
             wait_until(lambda: "persist" not in not_well(settings))
+            wait_until(lambda: "persist" in [stats.worker for stats in worker_stats(chat.system.client)])
             persist.send(signal.SIGSTOP)
             talk(chat, count=10)
 
