@@ -44,6 +44,11 @@ class System:
         return cls(RedisClient.connect(settings), partial(_open_database, settings), settings)
 
     @property
+    def has_database(self) -> bool:
+        """Whether there is a database, opened or not."""
+        return self._database is not None
+
+    @property
     def database(self) -> "Database":
         """The database, opened when it is first needed. Raise DatabaseUnavailable without a URL."""
         with self._lock:

@@ -48,10 +48,11 @@ class Performer:
     def open_early(self) -> None:
         """Begin to open the database in the background, the first time that this is called. Raise nothing.
 
-        Loading SQL's libraries and connecting take half a second: too long for live traffic. Meanwhile `perform_one`
-        raises DatabaseOpening. The next query raises the error of an opening that failed.
+        Without a database this does nothing. Loading SQL's libraries and connecting take half a second: too long for
+        live traffic. Meanwhile `perform_one` raises DatabaseOpening. The next query raises the error of an opening that
+        failed.
         """
-        if self._opening is None:
+        if self._opening is None and self.system.has_database:
             self._is_abandoned = Event()
             # A daemon: an ending process does not wait for a silent database.
             opening = Thread(

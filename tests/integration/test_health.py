@@ -127,6 +127,7 @@ class TestBacklogs:
         settings = replace(settings, lease_ms=600_000)
         with start_worker(settings, "persist") as persist:
             wait_until(lambda: "persist" not in not_well(settings))
+            # Its lease comes before its consumer groups, without which it has no backlog
             wait_until(lambda: "persist" in [stats.worker for stats in worker_stats(chat.system.client)])
             persist.send(signal.SIGSTOP)
             talk(chat, count=10)

@@ -156,7 +156,7 @@ def test_only_a_gateway_opens_the_database_early(client: RedisClient, database: 
 def test_without_a_database_nothing_is_opened(client: RedisClient) -> None:
     performer = Performer(System(client, None, Settings.from_env({})))
     performer.open_early()
-    wait_until(lambda: not opening())
+    assert not opening()
     with pytest.raises(DatabaseUnavailable, match="give its URL"):
         performer.perform_one(QUESTION)
 
