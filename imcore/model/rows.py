@@ -198,7 +198,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Erasures:
-    """Erasures under way. `uids` maps uids to aliases, `gids` maps old gids of one-to-one chats to new ones.
+    """The erasures that have begun and not ended.
+
+    `uids` maps each uid to its alias. `gids` maps the old gid of each one-to-one chat to the new one.
 
     Nobody of such a uid can join a group before the end. So every row that names it is the erased user's. `count`
     changes whenever an erasure begins or ends: what was read before may have names that are gone by now.

@@ -1,6 +1,7 @@
-"""Creates a group with its first members. Others see the whole group or no group, also if the creator is killed.
+"""Creates a group with its first members. Others see the whole group or no group.
 
-No call may hold the server for long, so many members are added in steps. Nobody sees the group before the last step.
+This holds if the creator is killed, too. No call may hold the server for long, so many members are added in steps.
+Nobody sees the group before the last step.
 The same creation again continues where it ended. Whoever needs the gid undoes an abandoned creation, or a worker does.
 """
 

@@ -42,9 +42,10 @@ def groups_without_receipts(space: Keyspace, gids: Sequence[str]) -> Effects[set
 
 
 class Permission(NamedTuple):
-    """What a user may ask about a group: about own messages and, with `others`, those since they joined (packed).
+    """What a user may ask about a group.
 
-    With `names` they are told who has read a message, else only how many have.
+    A user may ask about own messages. With `others`, a user may also ask about others' messages since `joined`, a
+    packed msgid. With `names`, the answer names who has read a message; else it only says how many have.
     """
 
     uid: str
@@ -93,7 +94,10 @@ def permitted(gid: str, by: str, packed: Sequence[int]) -> Effects[tuple[Permiss
 
 
 def _own(gid: str, by: str, packed: Sequence[int], facts: AskerFacts) -> Effects[list[bool | ImError]]:
-    """Return for each message whether the user has sent it, or that there is none. SQL has those that are trimmed."""
+    """Return for each message whether the user has sent it, or the error that it does not exist.
+
+    SQL answers for messages that Redis has trimmed.
+    """
     trimmed = [msgid for msgid, own in zip(packed, facts.own, strict=True) if isinstance(own, Trimmed)]
     rows = (yield from queries.MessagesByMsgid(gid, trimmed)) if trimmed else {}
     senders: dict[int, bool | ImError] = {msgid: row.sender_uid == by for msgid, row in rows.items()}

@@ -1,4 +1,4 @@
-"""How far members are: acks, in private or not; what has arrived; what a user has marked unread; unread counts."""
+"""The positions of members: offsets, delivered positions, bookmarks; and the unread counts that follow from them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

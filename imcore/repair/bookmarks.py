@@ -100,7 +100,7 @@ class BookmarkPair:
 
 @dataclass(slots=True)
 class BookmarkOrders:
-    """What to do about the bookmarks of one group.
+    """What a repair changes in the bookmarks of one group.
 
     `gone` are users who are no members and have damaged rows in SQL. `changing` are those who changed their bookmarks
     as these were read: they are to be read again.
@@ -198,7 +198,7 @@ class Bookmarks:
         return orders
 
     def _strangers(self, members: Iterable[str]) -> Iterator[Difference]:
-        """Yield the bookmarks of users who are no members, and rows of such users that no row can be like."""
+        """Yield the bookmarks of users who are not members. Yield the damaged rows of such users, too."""
         others = self.uids.difference(members)
         for uid in sorted(others & self._live.keys()):
             yield of_span(uid, f"bookmark of {uid!r}", _described_text(self._live[uid]), "not a member")

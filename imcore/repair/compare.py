@@ -262,7 +262,7 @@ class GroupComparison:
         yield from self._strangers(spans, offsets)
 
     def _bookmarks(self) -> Bookmarks | None:
-        """Return the bookmarks of both sides, None if there are none."""
+        """Return the bookmarks of Redis, the journal and SQL. Return None if no side has any."""
         live = window.bookmarks(self._client, self._k)
         stored = list(queries.bookmarks(self._database, [self._gid]))
         if not (live or stored or self._backlog.bookmarks):

@@ -191,7 +191,7 @@ class SpanState(NamedTuple):
 
     @property
     def delivered(self) -> str:
-        """Up to where messages have arrived; what the two sets say, where they do not fit."""
+        """The delivered position in words. Where it belongs to another offset, the text names that offset."""
         if (self.ahead, self.ahead_acked) == (None, None):
             return AT_OFFSET
         index = "" if self.ahead_acked == self.acked else f", with the offset {described_offset(self.ahead_acked)}"
@@ -209,7 +209,7 @@ class SpanDiff:
     closed: int = 0
     ahead: int = 0
     ahead_acked: int = 0
-    """How many of these spans Redis has in the two sets of what has arrived."""
+    """The number of these spans in each of the two sets that hold delivered positions."""
 
     def compare(self, row: SpanRow, state: SpanState) -> Iterator[Difference]:
         """Yield how the scores of a span differ."""

@@ -40,7 +40,7 @@ _TRIES = 20
 
 @dataclass(slots=True)
 class Backlog:
-    """What the journals say of a user that no worker has stored, and the dead letters that none could store."""
+    """What no worker has stored of a user: entries of the journals, and dead letters."""
 
     spans: dict[str, set[int]] = field(default_factory=dict)
     """By gid, where spans of the user began."""
