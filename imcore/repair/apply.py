@@ -240,8 +240,10 @@ class _Attempt(Planner):
         missed: set[str] = set()
         wanted = (order for order in orders(plan) if uids is None or uid_of(order.uid) in uids)
         for batch in batches(wanted, PAGE):
-            numbers = self._client.call(repair_calls.spans(self._group_lock, batch, plan.trim))
-            missed.update(uid_of(batch[number].uid) for number in numbers)
+            missed |= plan.changing.intersection(uid_of(order.uid) for order in batch)
+            settled = [order for order in batch if uid_of(order.uid) not in plan.changing]
+            numbers = self._client.call(repair_calls.spans(self._group_lock, settled, plan.trim))
+            missed.update(uid_of(settled[number].uid) for number in numbers)
             self._lock.renew()
         return missed
 

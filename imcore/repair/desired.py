@@ -48,6 +48,7 @@ class Planner:
         # In this order: what SQL has by now and Redis does not have then, is lost.
         newest_stored = queries.head(self._database, self._gid, until=NEVER).newest
         live = window.actual_group(self._client, self._k)
+        changing = self._window.changes()[self._gid].members
         newest_live = packed(window.end_of(self._client, self._k.stream))
         meta = window.metas_of(self._client, [self._gid])[self._gid]
         rows = list(queries.spans(self._database, [self._gid]))
@@ -85,6 +86,7 @@ class Planner:
             version=version,
             seq=base.seq,
             newest=base.msgid,
+            changing=changing,
         )
         self._fill(plan, desired)
         is_whole = (meta.seq, meta.last, meta.trimmed) == (plan.seq, plan.newest, plan.trim.msgid)

@@ -238,6 +238,8 @@ class Plan:
     version: int
     seq: int
     newest: int
+    changing: set[str] = field(default_factory=set)
+    """The uids that joined or left as their spans were read: they are to be read again."""
     spans: dict[str, Spans] = field(default_factory=dict)
     has_spans: bool = False
     is_sound: bool = True
