@@ -156,6 +156,7 @@ class PositionMoved(NamedTuple):
     """The user of sessions has read a group on another device, perhaps in private, or has marked messages there.
 
     `last_ack_msgid` is the offset; None before the first message. Unread counts may have changed though it has not.
+    What the user sends moves the offset, too, if they had read all before it: a session is told so as it syncs.
     """
 
     recipients: Recipients

@@ -5,7 +5,9 @@ Run: APP_JWT_SECRET=... uvicorn tests.helpers.own_gateway:app
 
 import asyncio
 import json
+import logging
 import os
+import signal
 import time
 from contextlib import asynccontextmanager
 
@@ -15,7 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
-from imcore import AsyncChat, Gap, Joined, Left, NewMessage, errors
+from imcore import AsyncChat, Ended, Gap, Joined, Left, NewMessage, PositionMoved, errors
 
 SECRET = os.environ["APP_JWT_SECRET"]
 HIGH, LOW = 500, 100  # frames that wait for a slow client
@@ -35,7 +37,11 @@ class Client:
 
     async def write(self):
         while True:
-            await asyncio.wait_for(self.socket.send_text(await self.out.get()), 30)
+            frame = await self.out.get()
+            if frame is None:  # the user was erased
+                await self.socket.close(4401, "erased")
+                return
+            await asyncio.wait_for(self.socket.send_text(frame), 30)
             if self.paused and self.out.qsize() < LOW:
                 self.paused = False
                 gateway().resume(self.session)
@@ -70,17 +76,23 @@ def frame_of(event):
         return {"t": "gap", "gid": event.gid, "from": event.from_msgid, "to": event.to_msgid}
     if isinstance(event, Joined | Left):
         return {"t": "joined" if isinstance(event, Joined) else "left", "gid": event.gid}
+    if isinstance(event, PositionMoved):
+        return {"t": "position", "gid": event.gid, "msgid": event.last_ack_msgid}
     return {"t": "read", "of": [[each.gid, each.msgid, each.read, each.unread] for each in event.receipts]}
 
 
 async def deliver():
-    while True:
-        for event in await gateway().poll():
-            frame = json.dumps(frame_of(event))  # once for all
-            for session in event.sessions:
-                session.tag.push(frame)
-                if hasattr(event, "receipts"):
-                    gateway().confirm_receipts(session, event.receipts)
+    try:
+        while True:
+            for event in await gateway().poll():
+                frame = None if isinstance(event, Ended) else json.dumps(frame_of(event))  # once for all
+                for session in event.sessions:
+                    session.tag.push(frame)
+                    if hasattr(event, "receipts"):
+                        gateway().confirm_receipts(session, event.receipts)
+    except Exception:  # the server would go on without it, and look sound: a new one does better
+        logging.exception("delivery has failed")
+        signal.raise_signal(signal.SIGTERM)
 
 
 @asynccontextmanager

@@ -72,6 +72,11 @@ class PythonProcess(Process):
                 )
             )
 
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        super().__exit__(kind, error, at)
+        if error and self.log:
+            error.add_note(f"{self._log.name}:\n{self.log}")
+
     @property
     def log(self) -> str:
         return self._log.read_text()

@@ -44,17 +44,25 @@ class Tab:
 
     async def hears(self, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         """Return the first of all that was told that is so."""
-        async with asyncio.timeout(MOST_S):
-            for told in self.told:
-                if condition(told):
-                    return told
-            while True:
-                self.told.append(json.loads(await self._socket.recv()))
-                if condition(self.told[-1]):
-                    return self.told[-1]
+        for told in self.told:
+            if condition(told):
+                return told
+        try:
+            async with asyncio.timeout(MOST_S):
+                while True:
+                    self.told.append(json.loads(await self._socket.recv()))
+                    if condition(self.told[-1]):
+                        return self.told[-1]
+        except TimeoutError as error:
+            error.add_note(f"told: {self.told}")
+            raise
 
     async def close(self) -> None:
         await self._socket.close()
+
+    async def is_sent_away(self) -> None:
+        async with asyncio.timeout(MOST_S):
+            await self._socket.wait_closed()
 
     @property
     def texts(self) -> list[str]:
@@ -87,10 +95,13 @@ def test_two_people_talk_over_it_and_see_who_has_read(
         sent = await ann.hears(lambda told: told.get("id") == 1)
         assert sent["of"] == 2
         await bob.hears(lambda told: told.get("msgid") == sent["msgid"])
+        phone = await Tab.open(port, "bob")
+        await phone.hears(lambda told: told.get("msgid") == sent["msgid"])
         await bob.say(t="ack", gid="team", msgid=sent["msgid"])
         await asyncio.to_thread(wait_until, lambda: chat.tally("team", sent["msgid"]).read, timeout_s=MOST_S)
         deliver_receipts(chat)
-        # Then ann sees the tick, and who it was
+        # Then bob's phone knows it, and ann sees the tick, and who it was
+        await phone.hears(lambda told: told["t"] == "position" and told["msgid"] == sent["msgid"])
         await ann.hears(lambda told: told["t"] == "read" and ["team", sent["msgid"], 1, 1] in told["of"])
         await ann.say(t="who", gid="team", msgid=sent["msgid"], id=2)
         who = await ann.hears(lambda told: told.get("id") == 2)
@@ -106,12 +117,15 @@ def test_two_people_talk_over_it_and_see_who_has_read(
         again = await Tab.open(port, "bob", {"team": sent["msgid"]})
         await again.hears(lambda told: told["t"] == "msg" and told["text"] == "bob?")
         assert again.texts == ["bob?"]
-        for tab in (ann, again, eve):
+        # And an erased user is sent away, others are not
+        chat.erase_user("eve")
+        await eve.is_sent_away()
+        for tab in (ann, again, phone):
             await tab.close()
         await asyncio.to_thread(wait_until, lambda: chat.online(["ann", "bob", "eve"]) == set(), timeout_s=MOST_S)
 
     arguments = ("tests.helpers.own_gateway:app", f"--port={port}", "--log-level=warning")
-    with PythonProcess(tmp_path, "uvicorn", *arguments, redis_url=redis_url, database_url=url) as own:
+    with PythonProcess(tmp_path, "uvicorn", *arguments, redis_url=redis_url, database_url=url, heartbeat_ms=300) as own:
         wait_until(lambda: not own.runs or _answers(port), timeout_s=MOST_S)
         assert own.runs, own.log
         asyncio.run(story())

@@ -2,12 +2,16 @@
 
 import queue
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from imcore import Chat
+from imcore.gateway.fanout import Session
+from imcore.settings import Settings
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
 from tests.helpers.documents import Document
+from tests.helpers.gateway_events import FIRST, LAST, one_of_each
 
 DOCUMENT = Document("imcore/gateway/README.md")
 
@@ -35,10 +39,22 @@ class Socket:
 
 def example() -> dict[str, Any]:
     [code] = DOCUMENT.blocks_in("python")
-    assert len(code.lines) <= 40
+    assert len(code.lines) <= 41
     names: dict[str, Any] = {}
     exec(compile(code.text, DOCUMENT.name, "exec"), names)
     return names
+
+
+def until_all_have_happened(story: Iterator[Callable[[], object]]) -> Callable[[], bool]:
+    """Return a condition that lets a story go on, and is true at its end. It yields what each event waits for."""
+    waits = [next(story)]
+
+    def stopping() -> bool:
+        while waits and waits[0]():
+            waits[:] = [step] if (step := next(story, None)) else []
+        return not waits
+
+    return stopping
 
 
 def test_people_come_talk_and_go(chat: Chat) -> None:
@@ -69,15 +85,7 @@ def test_people_come_talk_and_go(chat: Chat) -> None:
         yield lambda: comes_back.texts == ["still there?"]
 
     # When
-    steps = story()
-    waits = [next(steps)]
-
-    def stopping() -> bool:
-        while waits and waits[0]():
-            waits[:] = [step] if (step := next(steps, None)) else []
-        return not waits
-
-    example()["serve"](chat, news, stopping)
+    example()["serve"](chat, news, until_all_have_happened(story()))
 
     # Then who was there until the end has read it, and all have gone
     assert readers == ["bob"]
@@ -108,3 +116,41 @@ def test_receipts_reach_the_sender(chat: Chat) -> None:
     worker.close()
 
     example()["serve"](chat, news, lambda: {"read": [("team", message.msgid, 1)]} in ann.sent)
+
+
+def test_each_event_can_be_told() -> None:
+    as_json = example()["as_json"]
+    message = {"gid": "team", "msgid": FIRST, "sender_uid": "ann", "content": "hello", "recalls": None}
+    assert [as_json(event) for event in one_of_each([Session("ann")])] == [
+        message,
+        {"read": [("team", FIRST, 1)]},
+        {"PositionMoved": ("team", LAST)},
+        {"PositionMoved": ("team", None)},
+        {"Gap": ("team", FIRST, LAST)},
+        {"Joined": ("team",)},
+        {"Left": ("team",)},
+        {"Ended": ()},
+    ]
+
+
+def test_the_socket_of_an_erased_user_is_closed(chat: Chat, settings: Settings) -> None:
+    chat.system.database.upgrade()
+    quick = replace(settings, online_ms=2000, heartbeat_ms=100)
+    chat.create_group("team", ["ann", "bob"])
+    ann, bob = Socket(), Socket()
+    news: queue.Queue[tuple[Socket, str | None]] = queue.Queue()
+    news.put((ann, "ann"))
+    news.put((bob, "bob"))
+
+    def story() -> Iterator[Callable[[], object]]:
+        yield lambda: chat.online(["ann", "bob"]) == {"ann", "bob"}
+        chat.erase_user("ann")
+        yield lambda: ann.closed
+        news.put((ann, None))
+        chat.send("team", "after", sender_uid="bob")
+        yield lambda: bob.texts == ["after"]
+
+    with Chat.connect(settings=quick) as live:
+        example()["serve"](live, news, until_all_have_happened(story()))
+    assert ann.texts == []
+    assert not bob.closed

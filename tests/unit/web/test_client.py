@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from imcore.gateway.fanout import Ended, Gap, Joined, Left, NewMessage, ReceiptsChanged, Recipients
-from imcore.model.values import Receipt
+from imcore.gateway.fanout import Ended, NewMessage, Recipients
 from imcore.msgid import pack
+from tests.helpers.gateway_events import FIRST, LAST, one_of_each
 from tests.helpers.web import T1, T2, FakeSocket, Setup, message, notification, request, token, with_setup
 
 
@@ -296,31 +296,19 @@ class TestNotifications:
     def test_each_event_has_its_notification(self) -> None:
         async def story(setup: Setup) -> None:
             socket = await setup.connected()
-            all_ = setup.recipients()
-            receipt = Receipt("team", T1, 1, 2, 1, 33)
-            events = [news(setup), ReceiptsChanged(all_, (receipt,)), Gap(all_, "team", T1, T2), Joined(all_, "home")]
-            await setup.push(*events, Left(all_, "home"))
+            await setup.push(*one_of_each(setup.recipients().sessions))
+            tally = {"read": 1, "unread": 2, "delivered": 1, "version": 33}
+            message = {"seq": 1, "sender_uid": "ann", "content": "hello", "time": "2026-01-01T00:00:00.001Z"}
             assert [(each["method"], each["params"]) for each in socket.sent] == [
-                (
-                    "message",
-                    {
-                        "gid": "team",
-                        "msgid": T2,
-                        "seq": 2,
-                        "sender_uid": "bob",
-                        "content": "hi",
-                        "time": "2026-01-01T00:00:00.001Z",
-                        "client_msgid": None,
-                    },
-                ),
-                (
-                    "receipts",
-                    {"receipts": [{"gid": "team", "msgid": T1, "read": 1, "unread": 2, "delivered": 1, "version": 33}]},
-                ),
-                ("gap", {"gid": "team", "from_msgid": T1, "to_msgid": T2}),
-                ("joined", {"gid": "home"}),
-                ("left", {"gid": "home"}),
+                ("message", {"gid": "team", "msgid": FIRST, "client_msgid": None, **message}),
+                ("receipts", {"receipts": [{"gid": "team", "msgid": FIRST, **tally}]}),
+                ("position", {"gid": "team", "last_ack_msgid": LAST}),
+                ("position", {"gid": "team", "last_ack_msgid": None}),
+                ("gap", {"gid": "team", "from_msgid": FIRST, "to_msgid": LAST}),
+                ("joined", {"gid": "team"}),
+                ("left", {"gid": "team"}),
             ]
+            assert socket.closed == (4401, "the user was erased")
 
         with_setup(story)
 
