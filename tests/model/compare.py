@@ -17,8 +17,11 @@ from tests.helpers.plain_history import scroll_back, scroll_on
 from tests.model.reference import Model, ModelGroup, ModelMessage
 
 
-def compare_all(chat: Chat, model: Model, *, every: int = 1) -> None:
-    """Everything that can be asked of the live system; of all messages and users, or of each `every`-th one."""
+def compare_all(chat: Chat, model: Model, *, every: int = 1, page: int = 3) -> None:
+    """Everything that can be asked of the live system; of all messages and users, or of each `every`-th one.
+
+    `page`: how many messages a page of history has.
+    """
     assert [group.gid for group in chat.groups()] == sorted(model.groups)
     for gid, group in model.groups.items():
         compare_group(chat, model, gid)
@@ -31,8 +34,8 @@ def compare_all(chat: Chat, model: Model, *, every: int = 1) -> None:
         compare_inbox(chat, model, uid)
         for gid in model.groups_of(uid):
             visible = model.visible(uid, gid)
-            assert [same_form(message) for message in scroll_back(chat, uid, gid, 3)] == visible
-            assert [same_form(message) for message in scroll_on(chat, uid, gid, 4)] == visible
+            assert [same_form(message) for message in scroll_back(chat, uid, gid, page)] == visible
+            assert [same_form(message) for message in scroll_on(chat, uid, gid, page + 1)] == visible
 
 
 def compare_group(chat: Chat, model: Model, gid: str) -> None:
@@ -216,9 +219,10 @@ def _bookmarks(model: Model) -> list[tuple[str, str, int, int]]:
 
 
 def _receipts(model: Model) -> list[tuple[str, int, str, str, bool, bool]]:
-    return [
-        (gid, msgids.pack(message.msgid), message.sender_uid, uid, read, group.deliveries(message)[uid])
-        for gid, group in model.groups.items()
-        for message in group.messages
-        for uid, read in group.receipts(message).items()
-    ]
+    rows = []
+    for gid, group in model.groups.items():
+        for message in group.messages:
+            arrived = group.deliveries(message)
+            facts = gid, msgids.pack(message.msgid), message.sender_uid
+            rows += [(*facts, uid, read, arrived[uid]) for uid, read in group.receipts(message).items()]
+    return rows
