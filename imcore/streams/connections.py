@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, RedisError
 
 from imcore.files.folders import check_socket
+from imcore.streams.packing import Packer
 
 _MOST_BYTES = 4096
 _CLOSED = "Connection closed by server."
@@ -46,6 +47,9 @@ class _RefusalReader:
     pid: int
     _begins = _sends = False
     _unread: _Unread | None = None
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, command_packer=Packer())  # type: ignore[call-arg]
 
     def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
         """Connect. Raise NotRedisError, HungUpError, the server's own error, or what else the driver raises."""

@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from hiredis import pack_command
 from redis import exceptions as driver
 
+from imcore.streams.packing import pack
 from imcore.streams.redis_errors import LOST
 from imcore.streams.rounds import Answered, Command, Pause, Run, Send
 from imcore.util.batches import batches
@@ -33,7 +33,7 @@ class InFlight:
         try:
             for number, piece in enumerate(batches(commands, PIECE)):
                 # No PING among them: its answer would come after theirs.
-                self._connection.send_packed_command([b"".join(map(pack_command, piece))], check_health=number == 0)
+                self._connection.send_packed_command([b"".join(map(pack, piece))], check_health=number == 0)
         except BaseException:
             self.drop()
             raise

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis
-from hiredis import PushNotification, pack_command
+from hiredis import PushNotification
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from imcore.streams.packing import pack
 from imcore.streams.rounds import Answered, Command
 from imcore.util.threads import in_thread
 
@@ -175,7 +176,7 @@ class Pipeline(LoopConnection):
 
     def send(self, commands: Sequence[Command]) -> "asyncio.Future[Answered]":
         """Send commands; return the future of their answers, or of the error of a lost connection."""
-        data = pack_command(commands[0]) if len(commands) == 1 else b"".join(map(pack_command, commands))
+        data = pack(commands[0]) if len(commands) == 1 else b"".join(map(pack, commands))
         flight = _Flight(self.loop.create_future(), len(commands), data)
         if self.error:
             flight.future.set_result(self.error)

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from hiredis import pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from imcore.errors import ImError
 from imcore.streams.aio.client import AsyncRedisClient
 from imcore.streams.aio.connection import LoopConnection, opened
+from imcore.streams.packing import pack
 from imcore.streams.pubsub import by_slot, event_of, key_of_each_slot, node_of, subscription_errors
 from imcore.streams.wire import PONG, PubSubEvent
 
@@ -57,7 +57,7 @@ class AsyncSubscription:
     def ping(self) -> None:
         """Ping each connection: whatever it brings next is an answer."""
         for connection in self._connections.values():
-            connection.write(pack_command(("PING",)))
+            connection.write(pack(("PING",)))
         self._silent = set(self._connections.values())
 
     def read(self) -> None:
@@ -81,8 +81,7 @@ class AsyncSubscription:
     async def _send(self, command: str, channels: Iterable[str]) -> None:
         with subscription_errors(self._client.address):
             for names in by_slot(self._client.client.driver, channels):
-                packed: tuple[Any, ...] = (command, *names)
-                (await self._connection_of(names[0])).write(pack_command(packed))
+                (await self._connection_of(names[0])).write(pack((command, *names)))
 
     async def _connection_of(self, channel: str) -> _Listening:
         name, server = node_of(self._client.client.driver, channel)

@@ -1,0 +1,32 @@
+"""Packs commands. Numbers become texts here: the C packer crashes if a signal interrupts it as it writes a number.
+
+`hiredis.pack_command` calls `repr` for a number without expecting an error, and in `repr` Python runs the handlers of
+signals: one that raises, as that of Ctrl-C does, would end the process by a segmentation fault.
+"""
+
+from typing import Any
+
+from hiredis import pack_command
+from redis.connection import HiredisRespSerializer
+
+_TEXTS = frozenset((bytes, str))
+
+
+def pack(command: tuple[Any, ...]) -> bytes:
+    """Return a command in the server's protocol. Raise TypeError if a part is no str, bytes, int or float."""
+    packed: bytes = pack_command(_as_texts(command))
+    return packed
+
+
+class Packer(HiredisRespSerializer):
+    """What packs the driver's own commands."""
+
+    def pack(self, *args: Any) -> list[bytes]:
+        packed: list[bytes] = super().pack(*_as_texts(args))
+        return packed
+
+
+def _as_texts(command: tuple[Any, ...]) -> tuple[Any, ...]:
+    if _TEXTS.issuperset(map(type, command)):
+        return command
+    return tuple([repr(part) if type(part) is int or type(part) is float else part for part in command])
