@@ -13,7 +13,7 @@ _TEXTS = frozenset((bytes, str))
 
 
 def pack(command: tuple[Any, ...]) -> bytes:
-    """Return a command in the server's protocol. Raise TypeError if a part is no str, bytes, int or float."""
+    """Return a command in the server's protocol. Raise TypeError for a part that is no text and no number."""
     packed: bytes = pack_command(_as_texts(command))
     return packed
 
@@ -29,4 +29,4 @@ class Packer(HiredisRespSerializer):
 def _as_texts(command: tuple[Any, ...]) -> tuple[Any, ...]:
     if _TEXTS.issuperset(map(type, command)):
         return command
-    return tuple([repr(part) if type(part) is int or type(part) is float else part for part in command])
+    return tuple([repr(part) if type(part) is int or isinstance(part, float) else part for part in command])

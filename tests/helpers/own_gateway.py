@@ -40,7 +40,7 @@ class Client:
             frame = await self.out.get()
             if frame is None:  # the user was erased
                 await self.socket.close(4401, "erased")
-                return
+                raise WebSocketDisconnect(4401)
             await asyncio.wait_for(self.socket.send_text(frame), 30)
             if self.paused and self.out.qsize() < LOW:
                 self.paused = False

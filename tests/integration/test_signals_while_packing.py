@@ -18,11 +18,14 @@ from imcore.streams.packing import pack
 class Interrupted(Exception):
     pass
 
+class Ratio(float):
+    pass
+
 def interrupt(*_):
     raise Interrupted
 
 signal.signal(signal.SIGALRM, interrupt)
-command, pack_it = ("SADD", b"numbers", 1.5, *range(2000)), {pack_it}
+command, pack_it = ("SADD", b"numbers", *map(Ratio, range(500)), *range(1500)), {pack_it}
 for _ in range(100):
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.0007)
