@@ -90,7 +90,7 @@ class Gateway(Confirmations):
         most: int | None = None,
         tag: Any = None,
     ) -> Session:
-        """Begin a session. `session.starts` maps each gid to its start, the offset and the unread count.
+        """Begin a session. `session.starts` maps each gid to a SessionStart.
 
         `start` says where: "unread" after what the user has read, in private or not; "live" after the newest message;
         "join" where the user joined. `after` says it for some groups, by gid, as the msgid up to which the client has

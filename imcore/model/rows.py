@@ -198,7 +198,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Erasures:
-    """The erasures that have begun and not ended.
+    """All erasures in progress.
 
     `uids` maps each uid to its alias. `gids` maps the old gid of each one-to-one chat to the new one.
 

@@ -1,6 +1,6 @@
-"""Creates a group with its first members. Others see the whole group or no group.
+"""Creates a group with its first members. Others see the whole group or no group, even if the creator is killed.
 
-This holds if the creator is killed, too. No call may hold the server for long, so many members are added in steps.
+No call may hold the server for long, so many members are added in steps.
 Nobody sees the group before the last step.
 The same creation again continues where it ended. Whoever needs the gid undoes an abandoned creation, or a worker does.
 """

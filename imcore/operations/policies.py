@@ -42,7 +42,7 @@ def groups_without_receipts(space: Keyspace, gids: Sequence[str]) -> Effects[set
 
 
 class Permission(NamedTuple):
-    """What a user may ask about a group.
+    """The questions that a user may ask about a group.
 
     A user may ask about own messages. With `others`, a user may also ask about others' messages since `joined`, a
     packed msgid. With `names`, the answer names who has read a message; else it only says how many have.

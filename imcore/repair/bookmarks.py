@@ -100,7 +100,7 @@ class BookmarkPair:
 
 @dataclass(slots=True)
 class BookmarkOrders:
-    """What a repair changes in the bookmarks of one group.
+    """The changes that a repair makes to the bookmarks of one group.
 
     `gone` are users who are no members and have damaged rows in SQL. `changing` are those who changed their bookmarks
     as these were read: they are to be read again.
@@ -198,7 +198,7 @@ class Bookmarks:
         return orders
 
     def _strangers(self, members: Iterable[str]) -> Iterator[Difference]:
-        """Yield the bookmarks of users who are not members. Yield the damaged rows of such users, too."""
+        """Yield a difference for each bookmark or damaged row of a user who is not a member."""
         others = self.uids.difference(members)
         for uid in sorted(others & self._live.keys()):
             yield of_span(uid, f"bookmark of {uid!r}", _described_text(self._live[uid]), "not a member")

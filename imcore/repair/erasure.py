@@ -40,7 +40,7 @@ _TRIES = 20
 
 @dataclass(slots=True)
 class Backlog:
-    """What no worker has stored of a user: entries of the journals, and dead letters."""
+    """The spans and messages of a user that no worker has stored: the journals or dead letters have them."""
 
     spans: dict[str, set[int]] = field(default_factory=dict)
     """By gid, where spans of the user began."""

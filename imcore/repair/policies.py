@@ -22,7 +22,7 @@ AT_ONCE = 500
 
 
 class Sides(NamedTuple):
-    """What Redis has, and what SQL has: the receipts and the asked_by of a group, or the receipts of a user."""
+    """A policy in Redis and in SQL: the receipts and the asked_by of a group, or the receipts of a user."""
 
     redis: tuple[str, ...]
     sql: tuple[str, ...]
@@ -77,7 +77,7 @@ def _groups(system: System, partitions: Collection[int]) -> Iterator[tuple[Key, 
 
 
 def _known(value: bytes | None, choices: tuple[str, ...]) -> str:
-    """Return a value as the functions take it: the first choice if there is none, or another one by hand."""
+    """Return a value if it is one of the choices, else the first choice: the functions of Redis read it so."""
     text = wire.text(value or b"")
     return text if text in choices else choices[0]
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 WAIT_MS = 30_000
 """For how long a recalled text waits for others of its group: no group is rewritten more often."""
 LOOK_EVERY_S = 10.0
-"""How often a worker looks for groups. With WAIT_MS it leaves 20 s of a minute to the rewrites themselves."""
+"""The time between two looks for groups. WAIT_MS and this leave 20 s of a minute to the rewrites."""
 
 PAGE = 200
 """The entries or members that one step copies: the server does nothing else meanwhile."""

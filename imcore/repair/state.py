@@ -51,7 +51,7 @@ class ActualGroup:
     recalled: set[int]
     """Recalled messages and tombstones."""
     withdrawn: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """What `beyond` is for offsets, for the positions up to which messages have arrived."""
+    """As `beyond`, for delivered positions instead of offsets."""
 
 
 @dataclass(slots=True)

@@ -65,7 +65,7 @@ def end(database: Database, uid: str) -> None:
 
 
 def check_count(connection: Connection, count: int) -> None:
-    """Keep erasures from beginning and ending until the end of a transaction.
+    """Lock erasures until the end of a transaction: none begins or ends meanwhile.
 
     Raise ErasuresChanged unless so many have begun or ended.
     """

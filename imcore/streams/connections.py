@@ -35,8 +35,8 @@ class _Unread(NamedTuple):
     alert: ssl.SSLError | None = None
 
 
-class _RefusalReader:
-    """A mixin for the driver's classes that finds the reason when a connection fails while it begins.
+class _ConnectionMixin:
+    """A mixin for the driver's classes: a signal does not crash it, and a connection that fails at its start says why.
 
     A server that refuses a client sends the reason and hangs up, perhaps before the client has written anything. Then
     the client's first write fails, and the driver would drop the socket with the reason in it.
@@ -95,15 +95,15 @@ class _RefusalReader:
         return NotRedisError(line) if line else HungUpError(_CLOSED)
 
 
-class TcpConnection(_RefusalReader, redis.Connection):
+class TcpConnection(_ConnectionMixin, redis.Connection):
     pass
 
 
-class TlsConnection(_RefusalReader, redis.SSLConnection):
+class TlsConnection(_ConnectionMixin, redis.SSLConnection):
     pass
 
 
-class UnixConnection(_RefusalReader, redis.UnixDomainSocketConnection):
+class UnixConnection(_ConnectionMixin, redis.UnixDomainSocketConnection):
     """Over a unix socket, unless another user could have put it there."""
 
     def _connect(self) -> Any:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,15 +75,23 @@ def redis_url(valkey: str) -> str:
     return valkey
 
 
-def test_two_people_talk_over_it_and_see_who_has_read(
-    chat: Chat, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def port(chat: Chat, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a gateway that serves the chat."""
     monkeypatch.setenv("APP_JWT_SECRET", "0123456789abcdef0123456789abcdef")
     chat.system.client.upgrade()
     chat.system.database.upgrade()
     [port] = free_ports(1)
-    url = chat.system.settings.database_url
+    arguments = ("tests.helpers.own_gateway:app", f"--port={port}", "--log-level=warning")
+    settings: dict[str, str | int] = {"redis_url": redis_url, "database_url": chat.system.settings.database_url}
+    with PythonProcess(tmp_path, "uvicorn", *arguments, **settings, heartbeat_ms=300) as own:
+        wait_until(lambda: not own.runs or _answers(port), timeout_s=MOST_S)
+        assert own.runs, own.log
+        yield port
+        assert own.runs, own.log
 
+
+def test_two_people_talk_over_it_and_see_who_has_read(chat: Chat, port: int) -> None:
     async def story() -> None:
         # Given a group with a message, which bob has not read
         chat.create_group("team", ["ann", "bob", "cy"])
@@ -124,11 +132,7 @@ def test_two_people_talk_over_it_and_see_who_has_read(
             await tab.close()
         await asyncio.to_thread(wait_until, lambda: chat.online(["ann", "bob", "eve"]) == set(), timeout_s=MOST_S)
 
-    arguments = ("tests.helpers.own_gateway:app", f"--port={port}", "--log-level=warning")
-    with PythonProcess(tmp_path, "uvicorn", *arguments, redis_url=redis_url, database_url=url, heartbeat_ms=300) as own:
-        wait_until(lambda: not own.runs or _answers(port), timeout_s=MOST_S)
-        assert own.runs, own.log
-        asyncio.run(story())
+    asyncio.run(story())
 
 
 def _answers(port: int) -> bool:
