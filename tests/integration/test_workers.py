@@ -248,6 +248,7 @@ class TestLoop:
         with start_worker(settings, block_ms=200) as idle:
             idle.wait_for("working as")
             server = chat.system.client.driver
+            wait_until(lambda: server.info("clients")["blocked_clients"])  # it has begun: that reads each partition
 
             # Then five reads of new entries take about five waits
             start, looks = time.monotonic(), reads(server)
