@@ -18,6 +18,11 @@ _LONGEST_SOCKET_PATH = 100
 CHAT_URL, JOBS_URL = "IM_REDIS_URL", "IM_JOBS_REDIS_URL"
 """The variables that name the server of the chat, and that of the jobs if it is another one."""
 
+LONGEST_BLOCK_MS = 5000
+"""A worker waits for journal entries no longer, whatever IM_BLOCK_MS says."""
+BLOCK_SLACK_MS = 1000
+"""How late a busy server may answer at the end of a wait."""
+
 _CHOICES = {"log_format": ("text", "json"), "log_level": ("debug", "info", "warning", "error")}
 _MAY_BE_ZERO = {"receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms", "retry_ms"}
 MOST_DAYS_KEPT = 100_000
@@ -53,6 +58,8 @@ class Settings:
     idempotency_ms: int = _DAY_MS
     """The least time in which a repeated client_msgid is recognised."""
     batch_size: int = 500
+    call_timeout_ms: int = 10_000
+    """How long a call to Redis may take. It is not repeated later."""
     block_ms: int = 1000
     lease_ms: int = 10_000
     """A worker that does not renew its lease for this long is dead, and its entries are claimed."""
@@ -99,6 +106,11 @@ class Settings:
             raise ConfigurationError(
                 f"IM_HEARTBEAT_MS ({settings.heartbeat_ms}) must be less than IM_ONLINE_MS ({settings.online_ms}), "
                 "or sessions end between two heartbeats"
+            )
+        if settings.call_timeout_ms < (shortest := min(settings.block_ms, LONGEST_BLOCK_MS) + BLOCK_SLACK_MS):
+            raise ConfigurationError(
+                f"IM_CALL_TIMEOUT_MS ({settings.call_timeout_ms}) must be at least {shortest}, or workers that wait for "
+                f"entries (IM_BLOCK_MS is {settings.block_ms}) lose their connections"
             )
         return settings
 

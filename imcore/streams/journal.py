@@ -22,14 +22,13 @@ from typing import NamedTuple, TypeVar
 
 from imcore.errors import ImError, RedisUnavailable, UnknownGroup
 from imcore.metrics import WorkerMetrics
-from imcore.settings import Settings
+from imcore.settings import LONGEST_BLOCK_MS, Settings
 from imcore.streams import events, wire
 from imcore.streams.calls import journal_calls as calls
 from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
 from imcore.streams.keys import Keyspace
-from imcore.streams.url_options import LONGEST_BLOCK_MS
 from imcore.util.batches import grouped
 
 log = logging.getLogger(__name__)

@@ -109,6 +109,8 @@ def _per_partition(kind: str) -> Callable[["Keyspace", int], str]:
 class Keyspace:
     """The names for data of `partitions` partitions, in the database of that number on its server."""
 
+    config = _per_partition("config")
+    """On a cluster: a copy of CONFIG."""
     groups = _per_partition("groups")
     journal = _per_partition("journal")
     dead_letters = _per_partition("dead")

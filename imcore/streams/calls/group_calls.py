@@ -70,6 +70,11 @@ def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
     return Call("im_init", (CONFIG,), args, lambda answer: (int(answer[0]), answer[1].decode()), writes=True)
 
 
+def copy_configuration(key: str, partitions: int, dataset: str) -> Call[int]:
+    """Write a partition's copy of what `init` has fixed."""
+    return Call("", (), ("HSET", key, "partitions", partitions, "dataset", dataset), int, writes=True)
+
+
 def add_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
     k = space.group(gid)
     keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, k.erasing, *map(k.groups_of, uids))
