@@ -109,8 +109,8 @@ class Settings:
             )
         if settings.call_timeout_ms < (shortest := min(settings.block_ms, LONGEST_BLOCK_MS) + BLOCK_SLACK_MS):
             raise ConfigurationError(
-                f"IM_CALL_TIMEOUT_MS ({settings.call_timeout_ms}) must be at least {shortest}, or workers that wait for "
-                f"entries (IM_BLOCK_MS is {settings.block_ms}) lose their connections"
+                f"IM_CALL_TIMEOUT_MS ({settings.call_timeout_ms}) must be at least {shortest}: workers wait up to "
+                f"{shortest - BLOCK_SLACK_MS} ms for an answer (IM_BLOCK_MS)"
             )
         return settings
 

@@ -10,6 +10,7 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
 from imcore.streams import configuration, urls
+from imcore.streams.answers import raised, result_of
 from imcore.streams.calls.call import Call, command_of
 from imcore.streams.cluster import Cluster, server_of
 from imcore.streams.cluster_rounds import exchange_with_cluster
@@ -30,9 +31,6 @@ Query = tuple[str | int, ...]
 
 CHUNK = 500
 """The most calls of one round trip."""
-
-_UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""The errors of decoding an answer of the wrong form."""
 
 open_client = urls.open_client
 
@@ -119,7 +117,6 @@ class RedisClient:
         Nothing is changed. A command that writes begins with this: else it would succeed on a replica if there is
         nothing to write. Raise RedisRefuses with the reason why the server takes no writes, RedisUnavailable.
         """
-
         with driver_errors(self.address):
             try:
                 self._attempt(partial(self._library.check_writes, of_all=of_all), repeatable=True)
@@ -151,15 +148,15 @@ class RedisClient:
         """Make one call and return its answer.
 
         `repeatable`: a second run does no harm if the first answer got lost. After a lost connection the call is then
-        repeated a few times, within the time that a call may take. Raise the ImError that the answer means, or RedisUnavailable,
-        RedisFull.
+        repeated a few times, within the time that a call may take. Raise the ImError that the answer means, or
+        RedisUnavailable, RedisFull.
         """
         [answer] = self.call_many([call], repeatable=repeatable)
         return answer
 
     def call_many(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T]:
         """Make calls in as few round trips as possible and return their answers in order; raise the first error."""
-        return [_raised(result) for result in self.call_each(batch, repeatable=repeatable)]
+        return [raised(result) for result in self.call_each(batch, repeatable=repeatable)]
 
     def call_each(
         self, batch: Sequence[Call[T]], *, repeatable: bool = True, others_s: float | None = None
@@ -187,7 +184,7 @@ class RedisClient:
             failed = [number for number, answer in enumerate(answers) if isinstance(answer, Exception)]
             if failed:
                 yield from self._handle(failed, part, answers, repeatable)
-            results += map(self._result, part, answers)
+            results += [result_of(call, answer, self.address) for call, answer in zip(part, answers, strict=True)]
         return results
 
     def _handle(
@@ -243,7 +240,7 @@ class RedisClient:
         failed = [number for number, answer in enumerate(answers) if isinstance(answer, Exception)]
         if failed:
             yield from self._handle(failed, batch, answers, repeatable=True)
-        return list(map(self._result, batch, answers))
+        return [result_of(call, answer, self.address) for call, answer in zip(batch, answers, strict=True)]
 
     def query(self, *command: str | int) -> Any:
         """Return the answer of a plain command that only reads, as the driver decodes it."""
@@ -257,7 +254,7 @@ class RedisClient:
 
         With `any_library` they are made whatever functions are loaded.
         """
-        return [_raised(answer) for answer in self.query_each(commands, any_library=any_library)]
+        return [raised(answer) for answer in self.query_each(commands, any_library=any_library)]
 
     def query_each(
         self, commands: Sequence[Query], *, any_library: bool = False, others_s: float | None = None
@@ -292,29 +289,13 @@ class RedisClient:
     def time_ms(self, key: str) -> int:
         """Return the clock of the server that has a key, in ms since 1970."""
 
-        def ask() -> tuple[int, int]:
-            return server_of(self.driver, key).time()
-
         with driver_errors(self.address):
-            seconds, micros = self._attempt(ask, repeatable=True)
+            seconds, micros = self._attempt(lambda: server_of(self.driver, key).time(), repeatable=True)
         return seconds * 1000 + micros // 1000
 
     def _attempt(self, attempt: Callable[[], T], repeatable: bool) -> T:
         steps = repeated(self.driver, partial(run, attempt), repeatable=repeatable, limits=self._limits)
         return perform(steps, perform_step)
-
-    def _result(self, call: Call[T], answer: Any) -> T | ImError:
-        if isinstance(answer, ImError):
-            return answer
-        try:
-            return call.decode(answer)
-        except ImError as error:
-            return error
-        except _UNREADABLE as cause:  # the data was written by hand
-            about = f" about {call.gid!r}" if call.gid else ""
-            unreadable = ImError(f"{self.address} holds what cannot be read{about} ({call.function}): {cause!r}")
-            unreadable.__cause__ = cause
-            return unreadable
 
     def _translate(self, answers: list[Any], gids: Sequence[str]) -> None:
         """Put ImErrors in the places of the driver's errors. This may ask the server what it is."""
@@ -363,9 +344,3 @@ class RedisClient:
     @staticmethod
     def _writes(batch: Sequence[Call[Any]]) -> bool:
         return any(call.writes for call in batch)
-
-
-def _raised(result: T | ImError) -> T:
-    if isinstance(result, ImError):
-        raise result
-    return result

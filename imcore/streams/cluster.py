@@ -67,7 +67,7 @@ class Cluster(RedisCluster):
         nodes = [_node(place) for place in others]
         super().__init__(url=f"redis://{user}{first}", startup_nodes=nodes, retry=retry, **options)
 
-    def command(self) -> dict[str, Any]:
+    def command(self, **_: Any) -> dict[str, dict[str, Any]]:
         """Return nothing where the driver, as it begins, asks a node for the commands that it has."""
         return {}
 
@@ -86,7 +86,7 @@ class Cluster(RedisCluster):
 
     def close(self) -> None:
         """Close all connections; the driver's own leaves those to its nodes open."""
-        super().close()  # type: ignore[no-untyped-call]
+        super().close()
         manager = vars(self).get("nodes_manager")
         for node in manager.nodes_cache.values() if manager else ():
             if node.redis_connection:

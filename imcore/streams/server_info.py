@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis
-from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
+
+from imcore.streams.cluster import Cluster
 
 OLDEST: Mapping[str, tuple[int, int]] = {"Valkey": (7, 2), "Redis": (7, 0)}
 """The oldest versions that have all that imcore needs, by the name of the server."""
@@ -46,7 +47,7 @@ class ServerInfo:
         return self.version is not None and _numbers(self.version) < OLDEST[self.server or "Redis"]
 
 
-def servers_of(client: "redis.Redis | RedisCluster", *, asks_config: bool = True) -> Iterator[ServerInfo]:
+def servers_of(client: "redis.Redis | Cluster", *, asks_config: bool = True) -> Iterator[ServerInfo]:
     """Yield the information of a server, or of each primary of a cluster. Raise what the driver raises.
 
     What a user has no right to ask is unknown: that is no error. But the server logs it, so leave out CONFIG GET for
@@ -56,18 +57,18 @@ def servers_of(client: "redis.Redis | RedisCluster", *, asks_config: bool = True
         yield _info_of(node, name, asks_config)
 
 
-def primaries_of(client: "redis.Redis | RedisCluster") -> Iterator[tuple[str, redis.Redis]]:
+def primaries_of(client: "redis.Redis | Cluster") -> Iterator[tuple[str, redis.Redis]]:
     """Yield the server of a client with the name "", or each primary of a cluster with its host and port."""
-    if not isinstance(client, RedisCluster):
+    if not isinstance(client, Cluster):
         yield "", client
         return
     for node in client.get_primaries():
         yield node.name, client.get_redis_connection(node)
 
 
-def user_of(client: "redis.Redis | RedisCluster") -> str | None:
+def user_of(client: "redis.Redis | Cluster") -> str | None:
     """Return the user name of a client, None for the default user."""
-    source = client.nodes_manager if isinstance(client, RedisCluster) else client.connection_pool
+    source = client.nodes_manager if isinstance(client, Cluster) else client.connection_pool
     user: str | None = source.connection_kwargs.get("username")
     return user
 
