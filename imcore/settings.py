@@ -102,16 +102,7 @@ class Settings:
             jobs_redis_url=given.pop("jobs_redis_url", redis_url),
             **{name: _PARSERS.get(name, _number)(name, value) for name, value in given.items()},
         )
-        if settings.heartbeat_ms >= settings.online_ms:
-            raise ConfigurationError(
-                f"IM_HEARTBEAT_MS ({settings.heartbeat_ms}) must be less than IM_ONLINE_MS ({settings.online_ms}), "
-                "or sessions end between two heartbeats"
-            )
-        if settings.call_timeout_ms < (shortest := min(settings.block_ms, LONGEST_BLOCK_MS) + BLOCK_SLACK_MS):
-            raise ConfigurationError(
-                f"IM_CALL_TIMEOUT_MS ({settings.call_timeout_ms}) must be at least {shortest}: workers wait up to "
-                f"{shortest - BLOCK_SLACK_MS} ms for an answer (IM_BLOCK_MS)"
-            )
+        _refuse_contradictions(settings)
         return settings
 
     @property
@@ -123,6 +114,20 @@ class Settings:
     def jobs_variable(self) -> str:
         """The variable that names the server of the jobs."""
         return CHAT_URL if self.jobs_redis_url == self.redis_url else JOBS_URL
+
+
+def _refuse_contradictions(settings: Settings) -> None:
+    if settings.heartbeat_ms >= settings.online_ms:
+        raise ConfigurationError(
+            f"IM_HEARTBEAT_MS ({settings.heartbeat_ms}) must be less than IM_ONLINE_MS ({settings.online_ms}), "
+            "or sessions end between two heartbeats"
+        )
+    waits_ms = min(settings.block_ms, LONGEST_BLOCK_MS)
+    if settings.call_timeout_ms < waits_ms + BLOCK_SLACK_MS:
+        raise ConfigurationError(
+            f"IM_CALL_TIMEOUT_MS ({settings.call_timeout_ms}) must be at least {waits_ms + BLOCK_SLACK_MS}: workers wait "
+            f"up to {waits_ms} ms for an answer (IM_BLOCK_MS)"
+        )
 
 
 def _given(environ: Mapping[str, str], names: Iterable[str], overrides: Mapping[str, str | None]) -> dict[str, str]:

@@ -7,7 +7,7 @@ without an answer, which may have run.
 import select
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from redis import exceptions as driver
@@ -90,36 +90,38 @@ def _send(flights: Sequence[tuple[Any, Sequence[Command]]], others_s: float | No
     if len(flights) == 1:
         begun_now = _begun(*flights[0])
         return [begun_now if isinstance(begun_now, Exception) else _answered(begun_now)]
-    begun: list[InFlight | Exception] = []
-    try:
+    with ExitStack() as stack:
+        begun = []
         for server, commands in flights:
-            with nullcontext() if others_s is None else begun_within(others_s):
-                begun.append(_begun(server, commands))
-        until = None
-        if others_s is not None:
-            _wait_for_one([each for each in begun if isinstance(each, InFlight)])
-            until = time.monotonic() + others_s
-        return [each if isinstance(each, Exception) else _answered(each, until) for each in begun]
-    except BaseException:
-        for each in begun:
-            if isinstance(each, InFlight):
-                each.drop()
-        raise
+            begun.append(_begun(server, commands, others_s))
+            stack.callback(_drop, begun[-1])
+        until = None if others_s is None else _wait_for_one(begun) + others_s
+        answered = [each if isinstance(each, Exception) else _answered(each, until) for each in begun]
+        stack.pop_all()
+    return answered
 
 
-def _wait_for_one(flights: Sequence[InFlight]) -> None:
-    """Wait until one has an answer, for as long as all connections may."""
-    if flights:
-        poll = select.poll()
-        for flight in flights:
-            poll.register(flight.socket, select.POLLIN)
-        timeouts = [flight.socket.gettimeout() for flight in flights]
+def _drop(begun: InFlight | Exception) -> None:
+    if isinstance(begun, InFlight):
+        begun.drop()
+
+
+def _wait_for_one(begun: Sequence[InFlight | Exception]) -> float:
+    """Wait until one flight has an answer, for as long as all connections may; return the time (monotonic clock)."""
+    sockets = [each.socket for each in begun if isinstance(each, InFlight)]
+    timeouts = [each.gettimeout() for each in sockets]
+    poll = select.poll()
+    for each in sockets:
+        poll.register(each, select.POLLIN)
+    if sockets:
         poll.poll(None if None in timeouts else 1000 * max(timeouts))
+    return time.monotonic()
 
 
-def _begun(server: Any, commands: Sequence[Command]) -> InFlight | Exception:
+def _begun(server: Any, commands: Sequence[Command], within_s: float | None = None) -> InFlight | Exception:
     try:
-        return InFlight(server, commands)
+        with nullcontext() if within_s is None else begun_within(within_s):
+            return InFlight(server, commands)
     except LOST as error:
         return error
 

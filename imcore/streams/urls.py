@@ -18,7 +18,7 @@ from redis.retry import Retry
 from imcore.errors import ConfigurationError
 from imcore.streams.cluster import Cluster
 from imcore.streams.connections import TcpConnection, TlsConnection, UnixConnection
-from imcore.streams.places import places_of
+from imcore.streams.places import Place, places_of
 from imcore.streams.redis_errors import address, driver_errors
 from imcore.streams.url_options import CLUSTER, TCP, TLS, TLS_CLUSTER, UNIX, options_of
 
@@ -57,9 +57,7 @@ def client_opener(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 1
         if scheme not in _CONNECTIONS or not url.isprintable():
             raise ValueError("not a Redis URL")
         options = {**_keepalive(scheme), "socket_timeout": timeout_s, **options_of(url, where, block_ms)}
-        place, places = _place(url), places_of(urlsplit(url).netloc)
-        if len(places) > 1 and not is_cluster(url):
-            raise ValueError("several hosts")
+        place, places = _place(url), _places(url)
     except ValueError:  # its text may be a part of a password
         raise ConfigurationError(f"{where} is {_wrong_with(scheme)}") from None
     _check_files(options, where)
@@ -98,13 +96,21 @@ def _place(url: str) -> str:
     return f"redis://{parts.netloc}"  # the connection's class decides about TLS
 
 
+def _places(url: str) -> list[Place]:
+    """Return the hosts of a URL. Raise ValueError for several of one server."""
+    places = places_of(urlsplit(url).netloc)
+    if len(places) > 1 and not is_cluster(url):
+        raise ValueError("several hosts")
+    return places
+
+
 def _wrong_with(scheme: str) -> str:
     if scheme == UNIX:
         return "not valid: it looks like unix:///path/of/the/socket?db=0, with special characters in percent form"
     if scheme in _CONNECTIONS:
         return (
             "not valid: it looks like redis://host:6379/0, with user:password@ before the host where that is needed, "
-            "and special characters in percent form (@ is %40); a cluster may have several hosts: redis+cluster://a,b:7001"
+            "and special characters in percent form (@ is %40)"
         )
     return "not a Redis URL: use redis://, rediss://, unix:// or redis+cluster://"
 
