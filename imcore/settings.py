@@ -125,8 +125,8 @@ def _refuse_contradictions(settings: Settings) -> None:
     waits_ms = min(settings.block_ms, LONGEST_BLOCK_MS)
     if settings.call_timeout_ms < waits_ms + BLOCK_SLACK_MS:
         raise ConfigurationError(
-            f"IM_CALL_TIMEOUT_MS ({settings.call_timeout_ms}) must be at least {waits_ms + BLOCK_SLACK_MS}: workers wait "
-            f"up to {waits_ms} ms for an answer (IM_BLOCK_MS)"
+            f"IM_CALL_TIMEOUT_MS ({settings.call_timeout_ms}) must be at least {waits_ms + BLOCK_SLACK_MS}: "
+            f"workers wait up to {waits_ms} ms for an answer (IM_BLOCK_MS)"
         )
 
 
