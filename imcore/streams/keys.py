@@ -160,8 +160,9 @@ class Keyspace:
         return [f"{_tag(p)}{self._channels}inbox:{uid}" for p in range(self.partitions)]
 
 
-def lease(kind: str, slot: int) -> str:
-    return f"im:lease:{kind}:{slot}"
+def lease(kind: str, slot: int, partition: int | None = None) -> str:
+    """The lease of a process; with a partition, that of its lane, which is where the partition's other data is."""
+    return f"im:lease:{kind}:{slot}" if partition is None else f"im:lease:{{{partition}}}:{kind}:{slot}"
 
 
 def rq_job(job_id: str) -> str:

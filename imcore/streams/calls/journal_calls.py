@@ -118,14 +118,14 @@ def drop(space: Keyspace, partition: int, dead_id: str) -> Call[bool]:
     return Call("", (), ("XDEL", space.dead_letters(partition), dead_id), bool, writes=True)
 
 
-def lease(kind: str, slot: int, token: str, lease_ms: int) -> Call[bool]:
+def lease(kind: str, slot: int, token: str, lease_ms: int, partition: int | None = None) -> Call[bool]:
     """Take, renew or release (0 ms) a lease; answers whether it is this process's own."""
-    return Call("im_lease", (names.lease(kind, slot),), (token, lease_ms), bool, writes=True)
+    return Call("im_lease", (names.lease(kind, slot, partition),), (token, lease_ms), bool, writes=True)
 
 
-def is_held(kind: str, slot: int) -> Call[bool]:
+def is_held(kind: str, slot: int, partition: int | None = None) -> Call[bool]:
     """Ask whether a process holds a lease; an end that a wrong clock has set is corrected."""
-    return Call("im_is_held", (names.lease(kind, slot),), (), bool, writes=True)
+    return Call("im_is_held", (names.lease(kind, slot, partition),), (), bool, writes=True)
 
 
 def undone(space: Keyspace, partition: int, kinds: Sequence[str], *, only: bool) -> Call[str | None]:
