@@ -14,10 +14,8 @@ So each entry is handled at least once; handling it must be idempotent.
 import logging
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
 from typing import NamedTuple, TypeVar
 
 from imcore.errors import ImError, RedisUnavailable, UnknownGroup
@@ -29,6 +27,7 @@ from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
 from imcore.streams.keys import Keyspace
+from imcore.streams.leases import Lease
 from imcore.streams.url_options import LONGEST_BLOCK_MS
 from imcore.util.batches import grouped
 
@@ -38,59 +37,6 @@ T = TypeVar("T")
 _PAUSE_S = 0.05
 """On a cluster no command waits for several partitions. A journal of several looks at them after this time again."""
 LONGEST_REASON = 300
-
-
-class Lease:
-    """A process's lease on the lowest free name of its kind: `persist-1`, `persist-2`, ...
-
-    Names are few and stable, so that consumers do not pile up in Redis. A process that has not renewed its lease in
-    time counts as dead; if it is alive and another process has its name, it gets another name.
-
-    With a partition, the lease is for that one alone, and is kept where its data is.
-    """
-
-    def __init__(self, client: RedisClient, kind: str, lease_ms: int, partition: int | None = None) -> None:
-        self._client = client
-        self._kind = kind
-        self._lease_ms = lease_ms
-        self._partition = partition
-        self._token = uuid.uuid4().hex
-        self._slot = 0
-        self._renew_at = 0.0
-
-    @property
-    def name(self) -> str:
-        """The leased name; meaningless before `renew` and after `release`."""
-        return f"{self._kind}-{self._slot}"
-
-    @property
-    def process(self) -> str:
-        """The name, and part of a token that no other process with this name ever has."""
-        return f"{self.name}.{self._token[:12]}"
-
-    @property
-    def is_held(self) -> bool:
-        """Whether this process has a name."""
-        return bool(self._slot)
-
-    def renew(self) -> bool:
-        """Take the lease, or renew it when a third of it is over; return whether the name is new."""
-        if self._slot and (time.monotonic() < self._renew_at or self._try(self._slot)):
-            return False
-        if self._slot:
-            log.warning("%s did not renew its lease in time, and another process has its name", self.name)
-        self._slot = next(slot for slot in count(1) if self._try(slot))
-        return True
-
-    def release(self) -> None:
-        """Free the name: other processes may claim its open entries at once."""
-        if self._slot:
-            self._client.call(calls.lease(self._kind, self._slot, self._token, 0, self._partition))
-            self._slot = 0
-
-    def _try(self, slot: int) -> bool:
-        self._renew_at = time.monotonic() + self._lease_ms / 3000
-        return self._client.call(calls.lease(self._kind, slot, self._token, self._lease_ms, self._partition))
 
 
 class _Failed(NamedTuple):
@@ -262,8 +208,10 @@ class Journal:
     def _read_new(self, block_ms: int) -> list[Entry]:
         """Return new entries of all partitions; wait for the first one."""
         partitions = self._partitions()
-        if block_ms and (len(partitions) == 1 or not self._client.is_cluster):
+        if block_ms and not self._client.is_cluster:
             return self._block(partitions, block_ms)
+        if block_ms and len(partitions) == 1:
+            return self._wait(partitions[0], block_ms)
         entries = self._read(None)
         if not entries and block_ms:
             time.sleep(min(_PAUSE_S, block_ms / 1000))
@@ -283,6 +231,11 @@ class Journal:
         self._client.call_many(
             [call for p, each in ids.items() for call in calls.done(space, p, self._kind, each, counts.get(p))]
         )
+
+    def _wait(self, partition: int, block_ms: int) -> list[Entry]:
+        how = {"count": self._settings.batch_size, "block_ms": min(block_ms, LONGEST_BLOCK_MS)}
+        call = calls.wait(self._client.space, partition, self._kind, self.lease.name, **how)
+        return [events.read(partition, *raw) for raw in self._client.call(call, repeatable=False)]
 
     def _block(self, partitions: Sequence[int], block_ms: int) -> list[Entry]:
         journals = {self._client.space.journal(p): p for p in partitions}

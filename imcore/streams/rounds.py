@@ -30,7 +30,7 @@ _BACKOFF = ExponentialBackoff(cap=0.5, base=0.02)
 
 _REDIRECTED = (driver.AskError, driver.TryAgainError)
 """Answers of a node that does not have the keys of a command (a MovedError is an AskError), and did nothing."""
-_KEY_AT = {"FCALL": 3, "FCALL_RO": 3, "MEMORY": 2, "XINFO": 2}
+_KEY_AT = {"FCALL": 3, "FCALL_RO": 3, "MEMORY": 2, "XINFO": 2, "XREADGROUP": 9}
 """The index of the first key of a command, if it does not follow the name."""
 _FEW_HOPS = 4
 _MOST_WAITS = 16

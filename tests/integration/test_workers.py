@@ -410,10 +410,10 @@ class TestOnRealServers:
                 talk(chat, "late", count=10)
                 wait_until(lambda: count(chat.system.database) == 130)
 
-                # And is in no hurry when nothing comes: a round is one read of each of 6 partitions, and a wait at one
+                # And is in no hurry when nothing comes: each partition is waited for by itself, for a second
                 start, looks = time.monotonic(), all_reads(cluster_servers)
-                wait_until(lambda: all_reads(cluster_servers) >= looks + 10 * 7)
-                assert time.monotonic() - start > 8 * 0.05
+                wait_until(lambda: all_reads(cluster_servers) >= looks + 4 * 6)
+                assert time.monotonic() - start > 2
                 assert steady.end() == 0
             with start_worker(settings, "persist", "--burst") as burst:
                 assert burst.wait() == 0
