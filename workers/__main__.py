@@ -21,7 +21,7 @@ from imcore.workers.monitor import Monitor
 if TYPE_CHECKING:
     from imcore.sql.database import Database
     from imcore.streams.client import RedisClient
-    from imcore.workers.lanes import Lane
+    from imcore.workers.lanes import PartitionLane
     from imcore.workers.persist import Persist
     from imcore.workers.runner import Worker
 
@@ -79,7 +79,7 @@ def _persist(
     database: "Database",
     settings: Settings,
     metrics: WorkerMetrics,
-    lane: "Lane | None" = None,
+    lane: "PartitionLane | None" = None,
 ) -> "Persist":
     from imcore.repair.watch import Watch  # noqa: PLC0415
     from imcore.workers.persist import Persist  # noqa: PLC0415

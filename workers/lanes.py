@@ -44,7 +44,7 @@ _TICK_S = 0.1
 
 
 @dataclass(frozen=True)
-class Lane:
+class PartitionLane:
     """What a worker needs to serve one partition alone."""
 
     partition: int
@@ -54,7 +54,7 @@ class Lane:
     """Copies a user's choice to all partitions, once for each key; returns whether that is done. Ask again if not."""
 
 
-LaneFactory = Callable[[RedisClient, Database, Settings, WorkerMetrics, Lane], Worker]
+LaneFactory = Callable[[RedisClient, Database, Settings, WorkerMetrics, PartitionLane], Worker]
 
 
 def run(
@@ -87,7 +87,7 @@ def run(
             gc.freeze()  # see `runner.run`
             ending = _Ending(signals)
             for partition in range(partitions):
-                lane = Lane(partition, facts.read, spreads.done)
+                lane = PartitionLane(partition, facts.read, spreads.done)
                 lanes.append(_LaneThread(factory, settings, metrics, lane, database, ending, burst=burst))
             _run_to_end(lanes)
     except Stopped:
@@ -143,7 +143,7 @@ class _LaneThread(Thread):
         factory: LaneFactory,
         settings: Settings,
         metrics: WorkerMetrics,
-        lane: Lane,
+        lane: PartitionLane,
         database: Database,
         ending: _Ending,
         *,

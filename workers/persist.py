@@ -44,7 +44,7 @@ from imcore.workers.fetch import StoredMessage, WorkItem, fetch, member_counts, 
 
 if TYPE_CHECKING:
     from imcore.repair.watch import Watch
-    from imcore.workers.lanes import Lane
+    from imcore.workers.lanes import PartitionLane
 
 KIND = "persist"
 
@@ -77,7 +77,7 @@ class Persist:
         settings: Settings,
         watch: "Watch",
         metrics: WorkerMetrics | None = None,
-        lane: "Lane | None" = None,
+        lane: "PartitionLane | None" = None,
     ) -> None:
         """Store all partitions, or that of a lane."""
         self._client = client

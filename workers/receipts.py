@@ -30,7 +30,7 @@ from imcore.streams.journal import Journal
 from imcore.util.batches import batches, grouped
 
 if TYPE_CHECKING:
-    from imcore.workers.lanes import Lane
+    from imcore.workers.lanes import PartitionLane
 
 PAGE = 1000
 """One call looks at this many messages: the server does nothing else meanwhile."""
@@ -63,7 +63,7 @@ class ReceiptsWorker:
         database: Database,
         settings: Settings,
         metrics: WorkerMetrics | None = None,
-        lane: "Lane | None" = None,
+        lane: "PartitionLane | None" = None,
     ) -> None:
         """Send the receipts of all partitions, or of that of a lane."""
         self._client = client

@@ -172,6 +172,20 @@ def test_a_choice_for_all_partitions_waits_for_the_silent_one_alone(
     assert list(check(chat.system)) == []
 
 
+def test_a_signal_ends_all_lanes_while_one_hangs(
+    chat: Chat, settings: Settings, gids: list[str], cluster_servers: RunningCluster
+) -> None:
+    node, client = cluster_servers.nodes[1], chat.system.client
+    sound = sorted(set(range(PARTITIONS)) - partitions_of(chat, node))
+    _Talk(chat).send(gids, "before")
+    with start_worker(settings, lease_ms=60_000) as persist:
+        wait_until(lambda: count(chat.system.database) == EACH * PARTITIONS)
+        with stopped(node):
+            assert persist.end() == 0
+            # The names are free where somebody answers: the next process need not wait for the leases to end
+            assert [consumers.count_alive(client.query_many, "persist", p) for p in sound] == [0] * len(sound)
+
+
 def test_who_serves_a_cluster(chat: Chat, settings: Settings, gids: list[str]) -> None:
     talk, client = _Talk(chat), chat.system.client
     talk.send(gids, "before")
