@@ -14,8 +14,6 @@ REBUILDING = "rebuilding"
 """The field of CONFIG that exists from the beginning of a rebuild to its end, even if its process dies."""
 REBUILD = "rebuild"
 """The kind of the lease that a rebuild holds."""
-WITHDRAWN = "im:withdrawn"
-"""Recalled messages whose texts may still be in an append-only file: by packed msgid, the gid and that."""
 
 QUEUE = "imcore"
 """The queue of rq that the worker `jobs` works off."""
@@ -52,6 +50,7 @@ class GroupKeys:
         self.rewrites = f"{tag}rewrites"
         self.erasing = f"{tag}erasing"
         self.deleting = f"{tag}deleting"
+        self.withdrawn = f"{tag}withdrawn"
         self.version = f"{tag}version"
         self.receipts_off = f"{tag}receipts_off"
         self.channel = f"{tag}{channels}push:{gid}"
@@ -129,6 +128,8 @@ class Keyspace:
     rewrites = _per_partition("rewrites")
     erasing = _per_partition("erasing")
     deleting = _per_partition("deleting")
+    withdrawn = _per_partition("withdrawn")
+    """Recalled messages whose texts may still be in an append-only file: by packed msgid, the gid and that."""
     online = _per_partition("online")
     online_ms = _per_partition("online_ms")
 
@@ -162,8 +163,9 @@ class Keyspace:
         return [f"{_tag(p)}{self._channels}inbox:{uid}" for p in range(self.partitions)]
 
 
-def lease(kind: str, slot: int) -> str:
-    return f"im:lease:{kind}:{slot}"
+def lease(kind: str, slot: int, partition: int | None = None) -> str:
+    """The lease of a process; with a partition, that of its lane, which is where the partition's other data is."""
+    return f"im:lease:{kind}:{slot}" if partition is None else f"im:lease:{{{partition}}}:{kind}:{slot}"
 
 
 def rq_job(job_id: str) -> str:
