@@ -63,7 +63,7 @@ class DatabaseRest:
             raise
 
 
-class Gateway(Confirmations):
+class Gateway(Confirmations[Core]):
     """Sessions that share a connection. One thread uses it; only `wake` may be called from any thread."""
 
     def __init__(self, performer: Performer, settings: Settings, **options: Unpack[SessionOptions]) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from imcore import AsyncChat, AsyncGateway, AsyncListener, Chat, Message, Receipt
+from imcore.gateway.lane import Lane
+from imcore.gateway.lanes import Lanes
 from imcore.operations.async_performer import AsyncPerformer
 from imcore.operations.effects import Effect, StartCalls
 from imcore.settings import Settings
@@ -61,6 +63,11 @@ class _InLoop:
         self._in_loop(self._inner.__aexit__)(kind, *rest)
 
 
+def lanes_of(gateway: AsyncGateway) -> Sequence[Lane]:
+    lanes = gateway._lanes
+    return lanes._lanes if isinstance(lanes, Lanes) else [lanes] if lanes else []
+
+
 class LoopGateway(_InLoop):
     def __enter__(self) -> "LoopGateway":
         return self
@@ -68,8 +75,8 @@ class LoopGateway(_InLoop):
     def _read(self, timeout_s: float) -> None:
         """Pass on what comes, as `Gateway._read` does: nothing is stepped or handed over."""
         self._in_loop(asyncio.sleep)(timeout_s)
-        if core := self._inner._core:
-            self._inner._pass_on(core)
+        for lane in lanes_of(self._inner):
+            lane.pass_on()
 
 
 class LoopListener(_InLoop):
