@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,3 +135,11 @@ class AsyncDriver:
         for performer in self._performers.values():
             self._loop.run_until_complete(performer.client.close())
         self._loop.close()
+
+
+def lane_of(gateway: Any, name: str) -> Any:
+    """The `core`, `_perform` and `_subscription` of a gateway that have a group, or what is of a user alone."""
+    if isinstance(gateway, LoopGateway):
+        lanes = lanes_of(gateway._inner)
+        return _InLoop(gateway._loop, lanes[lanes[0]._space.partition_of(name) if len(lanes) > 1 else 0])
+    return SimpleNamespace(core=gateway._core, _perform=gateway._perform, _subscription=gateway._subscription)

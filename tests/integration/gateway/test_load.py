@@ -11,6 +11,7 @@ from imcore.gateway.options import DEFAULT_PAGE_BYTES
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.settings import Settings
+from tests.helpers.async_driver import lane_of
 from tests.helpers.gateways import Audience, Clock, Requests, kill_connections, subscriptions
 from tests.helpers.servers import start_valkey
 from tests.helpers.silent_proxy import SilentProxy
@@ -94,8 +95,7 @@ def test_one_silent_node_of_a_cluster_is_noticed(cluster: str, tmp_path: Path, c
             audience = Audience(gateway)
             bob = gateway.open("bob")
             audience.settled()
-            assert gateway._subscription
-            connections = gateway._subscription._connections
+            connections = lane_of(gateway, "team")._subscription._connections
             node = chat.system.client.driver.get_node_from_key(chat.system.client.space.group("team").channel)  # type: ignore[union-attr]
             connection = connections[node.name]
             client_end, server_end = socket.socketpair()
