@@ -44,8 +44,8 @@ class Lanes:
             part: self._begun(lane.open(request, part)) for lane, part in zip(self._lanes, whole.parts, strict=True)
         }
         try:
+            await openings[home]  # first: where all are slow, none is taken to be silent
             await asyncio.wait(openings.values(), timeout=PATIENCE_S)
-            await openings[home]
             late = [part for part, opening in openings.items() if not _is_open(opening)]
         except BaseException:
             for opening in openings.values():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from imcore import AsyncChat, AsyncGateway, AsyncListener, Chat, Message, Receipt
+from imcore.gateway.core import Core
 from imcore.gateway.lane import Lane
 from imcore.gateway.lanes import Lanes
 from imcore.operations.async_performer import AsyncPerformer
@@ -135,6 +136,12 @@ class AsyncDriver:
         for performer in self._performers.values():
             self._loop.run_until_complete(performer.client.close())
         self._loop.close()
+
+
+def cores_of(gateway: Any) -> list[Core]:
+    if isinstance(gateway, LoopGateway):
+        return [lane.core for lane in lanes_of(gateway._inner)]
+    return [gateway._core]
 
 
 def lane_of(gateway: Any, name: str) -> Any:

@@ -11,7 +11,7 @@ from imcore.gateway.options import DEFAULT_PAGE_BYTES
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.settings import Settings
-from tests.helpers.async_driver import lane_of
+from tests.helpers.async_driver import cores_of, lane_of
 from tests.helpers.gateways import Audience, Clock, Requests, kill_connections, subscriptions
 from tests.helpers.servers import start_valkey
 from tests.helpers.silent_proxy import SilentProxy
@@ -80,7 +80,7 @@ def test_a_subscription_that_lives_is_kept(
                 say(chat, str(number), gid=("team", "home", "news")[number % 3])
                 clock.jump(HEARTBEAT_S)
                 audience.poll()
-                audience.until(lambda: not gateway._core._resubscription._awaits_pong)
+                audience.until(lambda: not any(core._resubscription._awaits_pong for core in cores_of(gateway)))
             audience.until(lambda: len(audience.messages[bob]) == 12)
             assert subscriptions(chat.system.client.driver) == before
             assert bob.reconnects == 0
