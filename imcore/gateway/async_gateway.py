@@ -83,7 +83,7 @@ class AsyncGateway(Confirmations[Core | SpanningCore]):
             rest = DatabaseRest()
 
             def lane(space: Keyspace) -> Lane:
-                return Lane(self.performer, space, self._settings, self._options, self._notify, rest)
+                return Lane(self.performer, space, self._settings, self._options, self._notify, self._seen, rest)
 
             if self.performer.client.client.is_cluster and space.partitions > 1:
                 self._lanes = Lanes(space, [lane(space.lane(p)) for p in range(space.partitions)])
@@ -154,7 +154,7 @@ class AsyncGateway(Confirmations[Core | SpanningCore]):
         deadline = time.monotonic() + timeout_s
         async with self._polling:
             self._loop = asyncio.get_running_loop()
-            if self._lanes:
+            if self._lanes and not self._lanes.confirm_now():
                 await self._lanes.confirm()
             return await self._poll(deadline)
 
@@ -181,6 +181,9 @@ class AsyncGateway(Confirmations[Core | SpanningCore]):
         self._has_news = True
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _seen(self) -> None:
+        self._has_news = False
 
     async def _wait(self, timeout_s: float) -> None:
         """Wait for news, for so long at most."""

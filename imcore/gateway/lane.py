@@ -41,7 +41,10 @@ _OPENINGS_AT_ONCE = 200
 
 
 class Lane:
-    """Drives one core. `notify` is called when there is something to look at; `rest` is shared by all lanes."""
+    """Drives one core.
+
+    `notify` is called when there is something to look at, `seen` once it was looked at. All lanes share `rest`.
+    """
 
     patience_s: float | None = None
     """How long a close waits for sessions that are being opened."""
@@ -53,11 +56,12 @@ class Lane:
         settings: Settings,
         options: GatewayOptions,
         notify: Callable[[], None],
+        seen: Callable[[], None],
         rest: DatabaseRest,
     ) -> None:
         self._performer = performer
         self._space = space
-        self._notify = notify
+        self._notify, self._seen = notify, seen
         self._rest = rest
         self.core = Core(space, settings, options, time.monotonic)
         self._subscription: AsyncSubscription | None = None
@@ -78,6 +82,13 @@ class Lane:
 
     async def end(self, session: Session, *, clean: bool) -> None:
         await self.run(lambda core: core.end([session]) if clean else core.drop([session]))
+
+    def confirm_now(self) -> bool:
+        """Let the core confirm, unless an operation is in progress; return whether it did."""
+        if self._turn.is_taken:
+            return False
+        self.core.confirm()
+        return True
 
     async def confirm(self) -> None:
         async with self._turn:
@@ -132,10 +143,14 @@ class Lane:
             self._handle_news()
             if self.core.due() > time.monotonic():
                 return
-        await self._turn.acquire()
-        begun = self._begin()
-        if begun:
-            await to_its_end(self._finish(*begun))
+        if not self._turn.take():
+            await self._turn.acquire()
+        effects = self.core.step()
+        effect = self._begin(effects)
+        if effect:
+            await to_its_end(self._finish(effects, effect))
+        else:
+            self._turn.release()
 
     def advance_beside(self) -> None:
         """Do as `advance` does, without waiting for the end. Raise what the last time has raised meanwhile."""
@@ -153,10 +168,11 @@ class Lane:
         except BaseException:
             self._turn.release()
             raise
-        if not is_due:
+        effects = self.core.step() if is_due else None
+        if effects and (effect := self._begin(effects)):
+            self._advance_in_task(self._finish(effects, effect))
+        else:
             self._turn.release()
-        elif begun := self._begin():
-            self._advance_in_task(self._finish(*begun))
 
     def _advance_in_task(self, advancing: Coroutine[Any, Any, None]) -> None:
         self._advancing = asyncio.ensure_future(advancing)
@@ -175,6 +191,7 @@ class Lane:
         self._handle_news()
 
     def _handle_news(self) -> None:
+        self._seen()
         subscription = self._subscription
         if subscription is None:
             return
@@ -185,28 +202,23 @@ class Lane:
             if not isinstance(error, RedisUnavailable):
                 raise error
 
-    def _begin(self) -> tuple[Effects[None], Effect[Any]] | None:
-        """Begin a step in the turn. Return its effects with the one that has to wait; end the turn if there is none."""
-        effects = self.core.step()
+    def _begin(self, effects: Effects[None]) -> Effect[Any] | None:
+        """Perform effects up to one that has to wait; return that one, None at the end. It spares most tasks.
+
+        The turn is taken; after an error it is not any more.
+        """
         try:
             self.pass_on()
-            effect = None if self.is_closed else self._perform_now(effects)
-        except BaseException:
-            self._turn.release()
-            raise
-        if effect is None:
-            self._turn.release()
-            return None
-        return effects, effect
-
-    def _perform_now(self, effects: Effects[None]) -> Effect[Any] | None:
-        """Perform effects up to one that has to wait; return that one, None at the end. It spares most tasks."""
-        try:
+            if self.is_closed:
+                return None
             effect = next(effects)
             while answer := self._performer.perform_now(effect):
                 effect = effects.send(answer)
         except StopIteration:
             return None
+        except BaseException:
+            self._turn.release()
+            raise
         return effect
 
     async def _finish(self, effects: Effects[None], effect: Effect[Any]) -> None:

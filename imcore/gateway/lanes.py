@@ -128,8 +128,12 @@ class Lanes:
 
     # For `poll`.
 
-    async def confirm(self) -> None:
+    def confirm_now(self) -> bool:
         self.core.confirm()  # at any time: else one lane that is held up would hold up all
+        return True
+
+    async def confirm(self) -> None:
+        self.confirm_now()
 
     async def advance(self) -> None:
         for lane in self._lanes:
