@@ -15,11 +15,12 @@ from imcore.errors import InvalidInput, TryAgain
 from imcore.gateway.confirmations import Confirmations
 from imcore.gateway.core import Core
 from imcore.gateway.fanout import Event, Session
-from imcore.gateway.gateway import LONGEST_WAIT_S, DatabaseRest, Gateway
-from imcore.gateway.lane import Lane, to_its_end
+from imcore.gateway.gateway import Gateway
+from imcore.gateway.lane import LiveLane, to_its_end
 from imcore.gateway.lanes import Lanes
 from imcore.gateway.options import GatewayOptions, SessionOptions
 from imcore.gateway.request import SessionRequest, StartMode
+from imcore.gateway.rest import LONGEST_WAIT_S, DatabaseRest
 from imcore.gateway.spanning import SpanningCore
 from imcore.model.limits import is_number
 from imcore.operations.async_performer import AsyncPerformer
@@ -36,7 +37,7 @@ class AsyncGateway(Confirmations[Core | SpanningCore]):
         super().__init__(GatewayOptions(**options))
         self.performer = performer
         self._settings = settings
-        self._lanes: Lane | Lanes | None = None
+        self._lanes: LiveLane | Lanes | None = None
         """Drives the core."""
         self._polling = asyncio.Lock()
         self._opening: set[asyncio.Task[Any]] = set()
@@ -77,13 +78,13 @@ class AsyncGateway(Confirmations[Core | SpanningCore]):
         self._notify()
         return session
 
-    async def _begin(self) -> Lane | Lanes:
+    async def _begin(self) -> LiveLane | Lanes:
         space = await self.performer.client.space()
         if self._lanes is None:  # else another task has begun meanwhile
             rest = DatabaseRest()
 
-            def lane(space: Keyspace) -> Lane:
-                return Lane(self.performer, space, self._settings, self._options, self._notify, self._seen, rest)
+            def lane(space: Keyspace) -> LiveLane:
+                return LiveLane(self.performer, space, self._settings, self._options, self._notify, self._seen, rest)
 
             if self.performer.client.client.is_cluster and space.partitions > 1:
                 self._lanes = Lanes(space, [lane(space.lane(p)) for p in range(space.partitions)])
@@ -100,7 +101,6 @@ class AsyncGateway(Confirmations[Core | SpanningCore]):
             dropping.add_done_callback(self._opening.discard)
 
     async def end(self, session: Session, *, clean: bool = True) -> None:
-        """Do as `Gateway.end` does. On a cluster the lane of a silent node ends it later."""
         await to_its_end(self._end(session, clean))
 
     async def _end(self, session: Session, clean: bool) -> None:

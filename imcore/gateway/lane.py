@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 from imcore.errors import RedisUnavailable, TryAgain
 from imcore.gateway.core import Core
 from imcore.gateway.fanout import Event, Session
-from imcore.gateway.gateway import DatabaseRest
 from imcore.gateway.options import GatewayOptions
 from imcore.gateway.request import SessionRequest
+from imcore.gateway.rest import DatabaseRest
 from imcore.operations.async_performer import AsyncPerformer
 from imcore.operations.effects import (
     ChangeChannels,
@@ -40,7 +40,7 @@ _OPENINGS_AT_ONCE = 200
 """More share no round trip that matters, and all other calls would wait behind theirs."""
 
 
-class Lane:
+class LiveLane:
     """Drives one core.
 
     `notify` is called when there is something to look at, `seen` once it was looked at. All lanes share `rest`.

@@ -3,15 +3,17 @@
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imcore.errors import ImError, RedisUnavailable, TryAgain
 from imcore.gateway.fanout import Event, Session
-from imcore.gateway.lane import Lane
 from imcore.gateway.request import SessionRequest
 from imcore.gateway.spanning import SpanningCore
 from imcore.streams.keys import Keyspace
 from imcore.util.backoff import pauses
+
+if TYPE_CHECKING:
+    from imcore.gateway.lane import LiveLane
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ class Lanes:
 
     patience_s: float | None = _CLOSING_S
 
-    def __init__(self, space: Keyspace, lanes: Sequence[Lane]) -> None:
+    def __init__(self, space: Keyspace, lanes: "Sequence[LiveLane]") -> None:
         self._lanes = lanes
         self.core = SpanningCore(space, [lane.core for lane in lanes])
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -176,6 +178,6 @@ def _retrieve(task: "asyncio.Task[Any]") -> None:
         task.exception()
 
 
-def _named(lanes: Sequence[Lane]) -> str:
+def _named(lanes: "Sequence[LiveLane]") -> str:
     numbers = ", ".join(str(partition) for lane in lanes for partition in lane.partitions)
     return f"no answer from the node of partition {numbers}"

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imcore.errors import ConfigurationError, ImError, NotMember, TryAgain, UnknownGroup
-from imcore.gateway.catch_up import CatchUp
 from imcore.gateway.cursor import ResumePoint
 from imcore.gateway.fanout import Session
 from imcore.gateway.own_positions import OwnPositions
@@ -18,6 +17,9 @@ from imcore.streams.calls.call import Call
 from imcore.streams.calls.group_calls import Position
 from imcore.streams.keys import Keyspace
 
+if TYPE_CHECKING:
+    from imcore.gateway.catch_up import CatchUp
+
 
 @dataclass(eq=False, slots=True)
 class Opening:
@@ -27,7 +29,7 @@ class Opening:
     _sessions: dict[str, Session]
     _heartbeat: Heartbeat
     _positions: OwnPositions
-    _catch_up: CatchUp
+    _catch_up: "CatchUp"
 
     def open(self, request: SessionRequest, session: Session) -> Effects[Session]:
         """Begin a session. One that is late is told of its groups, as of those that are joined."""

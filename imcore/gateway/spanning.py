@@ -5,20 +5,23 @@ A group is in one partition, so all of it is in one lane. What is of a user alon
 
 from collections import ChainMap
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from imcore.errors import InvalidInput
-from imcore.gateway.core import Core
 from imcore.gateway.fanout import Ended, Event, Session
 from imcore.gateway.request import SessionRequest
 from imcore.model.values import Receipt
 from imcore.streams.keys import Keyspace
 from imcore.util.batches import grouped
 
+if TYPE_CHECKING:
+    from imcore.gateway.core import Core
+
 
 class SpanningCore:
     """Cores by partition. `Core` says what each operation does; sessions are those of the caller."""
 
-    def __init__(self, space: Keyspace, cores: Sequence[Core]) -> None:
+    def __init__(self, space: Keyspace, cores: "Sequence[Core]") -> None:
         self._space = space
         self._cores = cores
         self._sessions: dict[str, Session] = {}

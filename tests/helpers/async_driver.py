@@ -10,7 +10,7 @@ import pytest
 
 from imcore import AsyncChat, AsyncGateway, AsyncListener, Chat, Message, Receipt
 from imcore.gateway.core import Core
-from imcore.gateway.lane import Lane
+from imcore.gateway.lane import LiveLane
 from imcore.gateway.lanes import Lanes
 from imcore.operations.async_performer import AsyncPerformer
 from imcore.operations.effects import Effect, StartCalls
@@ -65,7 +65,7 @@ class _InLoop:
         self._in_loop(self._inner.__aexit__)(kind, *rest)
 
 
-def lanes_of(gateway: AsyncGateway) -> Sequence[Lane]:
+def lanes_of(gateway: AsyncGateway) -> Sequence[LiveLane]:
     lanes = gateway._lanes
     return lanes._lanes if isinstance(lanes, Lanes) else [lanes] if lanes else []
 
