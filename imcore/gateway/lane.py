@@ -76,6 +76,10 @@ class LiveLane:
     def partitions(self) -> tuple[int, ...]:
         return tuple(self._space.served)
 
+    @property
+    def is_advancing(self) -> bool:
+        return self._advancing is not None
+
     async def open(self, request: SessionRequest, part: Session | None = None) -> Session:
         async with self._few:
             return await self._perform_beside(self.core.open(request, part))

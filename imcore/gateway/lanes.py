@@ -138,6 +138,8 @@ class Lanes:
         self.confirm_now()
 
     async def advance(self) -> None:
+        if any(lane.is_advancing for lane in self._lanes):
+            await asyncio.sleep(0)  # else who polls without waiting would keep the loop from them
         for lane in self._lanes:
             lane.advance_beside()
 

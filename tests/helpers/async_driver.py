@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from imcore import AsyncChat, AsyncGateway, AsyncListener, Chat, Message, Receipt
+from imcore import AsyncChat, AsyncGateway, AsyncListener, Chat, Message, Receipt, Session
 from imcore.gateway.core import Core
 from imcore.gateway.lane import LiveLane
 from imcore.gateway.lanes import Lanes
@@ -150,3 +150,8 @@ def lane_of(gateway: Any, name: str) -> Any:
         lanes = lanes_of(gateway._inner)
         return _InLoop(gateway._loop, lanes[lanes[0]._space.partition_of(name) if len(lanes) > 1 else 0])
     return SimpleNamespace(core=gateway._core, _perform=gateway._perform, _subscription=gateway._subscription)
+
+
+def part_of(session: Session, gid: str) -> Session:
+    """The part of a session that has a group: the session itself, where there is one lane."""
+    return next((part for part in session.parts if gid in part.gids), session)
