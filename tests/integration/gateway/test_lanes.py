@@ -15,8 +15,9 @@ import pytest
 import redis
 from redis.cluster import RedisCluster
 
-from imcore import AsyncChat, AsyncGateway, Chat, Joined, NewMessage, Session
-from imcore.errors import TryAgain
+from imcore import AsyncChat, AsyncGateway, Chat, Ended, Joined, NewMessage, Session
+from imcore import msgid as msgids
+from imcore.errors import InvalidInput, TryAgain
 from imcore.settings import Settings
 from imcore.streams.calls import group_calls
 from tests.helpers.servers import RunningCluster
@@ -248,5 +249,71 @@ def test_a_gateway_closes_while_a_node_is_silent(
             await promptly(gateway.close())
             assert len(offsets(other, halves.sound[0])) == 2
         assert "what was not acked comes again" in caplog.text
+
+    story_of(cluster, tmp_path, story)
+
+
+def test_events_of_several_lanes_are_taken_back_together(cluster: str, tmp_path: Path, other: Chat) -> None:
+    gids = list(group_names(other).values())
+
+    async def story(chat: AsyncChat) -> None:
+        async with chat.gateway(ack_interval_s=60.0) as gateway:
+            session = await gateway.open("u1")
+            heard = Heard(gateway)
+            sent = {gid: say_many(other, 2, gid=gid, sender="u0") for gid in gids}
+            await heard.until(lambda: heard.has(session, sent))
+            await gateway.poll(0.0)
+            more = {gid: say_many(other, 2, gid=gid, sender="u0") for gid in gids}
+            events: list[Any] = []
+            while len(events) < 2 * len(gids):
+                gateway.requeue(len(events))
+                events = await gateway.poll(0.1)
+            # When all but the first are taken back, they come again, and in order
+            with pytest.raises(InvalidInput):
+                gateway.requeue(len(events) + 1)
+            gateway.requeue(5)
+            gateway.requeue(len(events) - 6)
+            assert await gateway.poll(0.1) == events[1:]
+            gateway.requeue(len(events) - 1)
+            await gateway.end(session)
+            # Then those are not acked
+            [first] = [event.message for event in events[:1]]
+            client = other.system.client
+            acked = {gid: client.call(group_calls.offset(client.space, gid, "u1")) for gid in gids}
+            assert acked == {gid: msgids.pack(first.msgid if gid == first.gid else sent[gid][-1]) for gid in gids}
+            assert more[first.gid][0] == first.msgid
+
+    story_of(cluster, tmp_path, story)
+
+
+def test_a_session_of_an_erased_user_ends_in_all_lanes(cluster: str, tmp_path: Path, other: Chat) -> None:
+    gids = list(group_names(other).values())
+
+    async def story(chat: AsyncChat) -> None:
+        async with chat.gateway() as gateway:
+            session, stays = await gateway.open("u1"), await gateway.open("u2")
+            heard = Heard(gateway)
+            await heard.until(lambda: session.is_synced and stays.is_synced)
+            # When the lane of the user learns of it with a heartbeat
+            core: Any = gateway._core
+            home = core._cores[other.system.client.space.partition_of("u1")]
+            home._erased(core.home(session))
+            sent = {gid: say_many(other, 2, gid=gid, sender="u0") for gid in gids}
+            ended: list[Session] = []
+            while not ended:
+                events = await gateway.poll(0.1)
+                ended += [each for event in events if isinstance(event, Ended) for each in event.sessions]
+                for event in events:
+                    if isinstance(event, NewMessage):
+                        for each in event.sessions:
+                            heard.msgids[each][event.message.gid].append(event.message.msgid)
+            # Then nothing comes after that
+            before = {gid: list(own) for gid, own in heard.msgids[session].items()}
+            assert ended == [session]
+            await heard.until(lambda: heard.has(stays, sent))
+            await heard.until(lambda: all(len(each.sessions) == 1 for each in core._cores))
+            assert heard.msgids[session] == before
+            assert list(core.sessions) == [stays]
+            await gateway.end(session)
 
     story_of(cluster, tmp_path, story)
