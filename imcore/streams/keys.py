@@ -5,7 +5,8 @@ the tag: Redis takes the first braces only.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from functools import lru_cache
 
 DEFAULT_PARTITIONS = 8
@@ -106,7 +107,10 @@ def _per_partition(kind: str) -> Callable[["Keyspace", int], str]:
 
 
 class Keyspace:
-    """The names for data of `partitions` partitions, in the database of that number on its server."""
+    """The names for data of `partitions` partitions, in the database of that number on its server.
+
+    `served` are the partitions that are asked about a user, and that listen for one: all, but for a `lane`.
+    """
 
     config = _per_partition("config")
     """On a cluster: a copy of CONFIG."""
@@ -135,9 +139,16 @@ class Keyspace:
 
     def __init__(self, partitions: int, *, database: int = 0) -> None:
         self.partitions = partitions
+        self.served: Sequence[int] = range(partitions)
         # A key belongs to a database of the server, a channel to all of them.
         self._channels = f"{database}:" if database else ""
         self.group = lru_cache(maxsize=4096)(self._group)
+
+    def lane(self, partition: int) -> "Keyspace":
+        """Return the same names, for those who serve one partition only."""
+        lane = copy(self)
+        lane.served = (partition,)
+        return lane
 
     def partition_of(self, name: str) -> int:
         """Return the partition of a gid or, for data that belongs to a user alone, of a uid."""
@@ -159,8 +170,8 @@ class Keyspace:
         return [self.journal(p) for p in range(self.partitions)]
 
     def inboxes(self, uid: str) -> list[str]:
-        """The channels of a user's receipts and memberships, by partition."""
-        return [f"{_tag(p)}{self._channels}inbox:{uid}" for p in range(self.partitions)]
+        """The channels of a user's receipts and memberships, by served partition."""
+        return [f"{_tag(p)}{self._channels}inbox:{uid}" for p in self.served]
 
 
 def lease(kind: str, slot: int, partition: int | None = None) -> str:

@@ -145,8 +145,8 @@ class Subscription:
 
 
 def key_of_each_slot(space: Keyspace) -> list[tuple[str, str]]:
-    """Return queries that go to each slot with our data."""
-    return [("EXISTS", key) for key in space.journals()]
+    """Return queries that go to each slot with our data, of the served partitions."""
+    return [("EXISTS", space.journal(p)) for p in space.served]
 
 
 @contextmanager

@@ -99,20 +99,18 @@ def offset(space: Keyspace, gid: str, uid: str) -> Call[int | None]:
 
 
 def groups_of(space: Keyspace, uid: str) -> list[Call[list[str]]]:
-    """Ask for a user's groups, in each partition."""
-    return [Call("", (), ("SMEMBERS", space.groups_of(p, uid)), wire.texts) for p in range(space.partitions)]
+    """Ask for a user's groups, in each served partition."""
+    return [Call("", (), ("SMEMBERS", space.groups_of(p, uid)), wire.texts) for p in space.served]
 
 
 def being_created(space: Keyspace) -> list[Call[list[str]]]:
-    """Ask which groups are being created and do not exist yet, in each partition."""
-    return [Call("", (), ("HKEYS", space.creating(p)), wire.texts) for p in range(space.partitions)]
+    """Ask which groups are being created and do not exist yet, in each served partition."""
+    return [Call("", (), ("HKEYS", space.creating(p)), wire.texts) for p in space.served]
 
 
 def hidden(space: Keyspace) -> list[Call[list[str]]]:
-    """Ask which groups nobody sees, though users list them: they are being created or deleted, in each partition."""
-    deleting: list[Call[list[str]]] = [
-        Call("", (), ("HKEYS", space.deleting(p)), wire.texts) for p in range(space.partitions)
-    ]
+    """Ask which groups nobody sees, though users list them: those created or deleted now, in each served partition."""
+    deleting: list[Call[list[str]]] = [Call("", (), ("HKEYS", space.deleting(p)), wire.texts) for p in space.served]
     return [*being_created(space), *deleting]
 
 
