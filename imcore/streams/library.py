@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
 from imcore.streams.server_info import primaries_of, servers_of
 
-VERSION = 14
+VERSION = 15
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
 
 _FILES = (
