@@ -11,7 +11,7 @@ import redis
 
 from imcore import AsyncChat, Chat
 from imcore.errors import ConfigurationError, NotDurable, RedisRefuses
-from imcore.model.values import Draft
+from imcore.model.values import Draft, Message
 from imcore.settings import Settings
 from imcore.streams.aio import shared_waits
 from imcore.streams.durability import Sent
@@ -115,7 +115,7 @@ def test_the_disk_confirms(tmp_path: Path, appendfsync: str) -> None:
         server.kill()
 
 
-async def test_tasks_share_a_wait(chat: Chat, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_share_a_wait(chat: Chat, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     barriers = []
     confirm = shared_waits.Durability.confirm
 
@@ -124,10 +124,13 @@ async def test_tasks_share_a_wait(chat: Chat, settings: Settings, monkeypatch: p
         return confirm(self, kind, sends)  # type: ignore[arg-type]
 
     monkeypatch.setattr(shared_waits.Durability, "confirm", counted)
-    async with AsyncChat.connect(settings=settings) as other:
-        sent = await asyncio.gather(
-            *(other.send("team", str(number), sender_uid="ann", durable="replicated") for number in range(100))
-        )
+
+    async def send_all() -> list[Message]:
+        async with AsyncChat.connect(settings=settings) as other:
+            sends = (other.send("team", str(number), sender_uid="ann", durable="replicated") for number in range(100))
+            return await asyncio.gather(*sends)
+
+    sent = asyncio.run(send_all())
     assert chat.pull("bob", "team") == sorted(sent, key=lambda message: message.seq)
     assert sum(barriers) == 100
     assert len(barriers) < 50
