@@ -24,7 +24,7 @@ from redis.exceptions import ResponseError
 from imcore.errors import ConfigurationError, ImError, RedisRefuses, TryAgain
 from imcore.model.values import FSYNCED, REPLICATED, Durable
 from imcore.streams.calls import message_calls
-from imcore.streams.calls.call import command_of
+from imcore.streams.calls.call import Call, command_of
 from imcore.streams.client import RedisClient
 from imcore.streams.packing import pack
 from imcore.streams.redis_errors import DRIVER_ERRORS, driver_errors
@@ -53,7 +53,7 @@ _IS_SYNCED = (re.compile(rb"aof_pending_bio_fsync:0\b"), re.compile(rb"aof_last_
 _REPLACED = "another server has taken over, and does not have it"
 
 
-class Sent(NamedTuple):
+class StoredMessages(NamedTuple):
     """Stored messages of one group (packed msgids)."""
 
     gid: str
@@ -108,7 +108,7 @@ class Durability:
             raise refused
         self._checked[place, kind] = time.monotonic() + _CHECKED_S
 
-    def confirm(self, kind: Durable, sends: Sequence[Sent]) -> list[Outcome]:
+    def confirm(self, kind: Durable, sends: Sequence[StoredMessages]) -> list[Outcome]:
         """Wait until messages of one place are confirmed. Raise nothing: an error is the reason of all messages."""
         deadline = time.monotonic() + self._wait_ms / 1000
         try:
@@ -120,7 +120,9 @@ class Durability:
             self._checked.clear()  # a server or its replicas may be others now
             return [[str(error)] * len(sent.msgids) for sent in sends]
 
-    def _confirmed(self, connection: Any, kind: Durable, sends: Sequence[Sent], deadline: float) -> list[Outcome]:
+    def _confirmed(
+        self, connection: Any, kind: Durable, sends: Sequence[StoredMessages], deadline: float
+    ) -> list[Outcome]:
         if kind == REPLICATED:
             return self._barrier(connection, kind, sends, deadline)[0]
         outcomes, config = self._barrier(connection, kind, sends, deadline, ("CONFIG", "GET", "appendfsync"))
@@ -136,31 +138,32 @@ class Durability:
         raise self._too_late(kind)
 
     def _barrier(
-        self, connection: Any, kind: Durable, sends: Sequence[Sent], deadline: float, question: Command = ()
+        self, connection: Any, kind: Durable, sends: Sequence[StoredMessages], deadline: float, question: Command = ()
     ) -> tuple[list[Outcome], Any]:
         """Write and wait in one round trip. Return the outcomes, and the answer to a question, None if it is refused.
 
         Raise TryAgain, and what the driver raises.
         """
-        space, wait_ms = self._client.space, max(1, int((deadline - time.monotonic()) * 1000))
-        calls = [
-            (number, message_calls.barrier(space, sent.gid, part))
-            for number, sent in enumerate(sends)
-            for part in batches(sent.msgids, _MESSAGES_PER_CALL)
-        ]
+        calls = list(self._calls(sends))
+        wait_ms = max(1, int((deadline - time.monotonic()) * 1000))
         wait: Command = ("WAIT", 1, wait_ms) if kind == REPLICATED else ("WAITAOF", 1, 0, wait_ms)
-        may_ask = bool(question) and (question[0] != "CONFIG" or self._asks_config)
-        commands = [*(command_of(call) for _, call in calls), wait, *([question] if may_ask else [])]
+        questions = [question] if question and (question[0] != "CONFIG" or self._asks_config) else []
+        commands = [*(command_of(call) for _, call in calls), wait, *questions]
         connection.send_packed_command([b"".join(map(pack, commands))])
         answers = [_answer(connection) for _ in commands]
         outcomes: list[Outcome] = [[] for _ in sends]
         for (number, call), answer in zip(calls, answers, strict=False):
             outcomes[number] += ["" if has else _REPLACED for has in call.decode(_raised(answer))]
-        count = _raised(answers[len(calls)])
-        if not (count if kind == REPLICATED else count[0]):
+        if not _is_confirmed(_raised(answers[len(calls)])):
             raise self._too_late(kind)
-        asked = answers[-1] if may_ask else None
+        asked = answers[-1] if questions else None
         return outcomes, None if isinstance(asked, Exception) else asked
+
+    def _calls(self, sends: Sequence[StoredMessages]) -> Iterator[tuple[int, Call[list[bool]]]]:
+        """Yield the calls for each of the sends, by its number."""
+        for number, sent in enumerate(sends):
+            for part in batches(sent.msgids, _MESSAGES_PER_CALL):
+                yield number, message_calls.barrier(self._client.space, sent.gid, part)
 
     def _too_late(self, kind: Durable) -> TryAgain:
         where = "no replica" if kind == REPLICATED else "the server's disk"
@@ -239,6 +242,11 @@ def _answer(connection: Any) -> Any:
         return connection.read_response()
     except ResponseError as error:
         return error
+
+
+def _is_confirmed(answer: Any) -> bool:
+    """Return whether one replica, or the server's own file, is among what WAIT or WAITAOF answers."""
+    return bool(answer[0] if isinstance(answer, list) else answer)
 
 
 def _raised(answer: Any) -> Any:

@@ -30,8 +30,8 @@ AIMS = {
 """What each figure is to be at most."""
 
 REACHED = {
-    "product lines, Python and Lua": 44_500,
-    "modules of imcore that workers.persist reaches": 55,
+    "product lines, Python and Lua": 44_850,
+    "modules of imcore that workers.persist reaches": 56,
     "longest chain of imports between files of imcore": 19,
     "classes between `im send` and the sender's receipt": 135,
     "files between `im send` and the sender's receipt": 43,
