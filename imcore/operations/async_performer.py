@@ -21,7 +21,7 @@ from imcore.operations.effects import (
 from imcore.operations.performer import Performer
 from imcore.streams.aio.client import AsyncAnswers, AsyncRedisClient
 from imcore.streams.aio.shared_waits import SharedWaits
-from imcore.streams.durability import StoredMessages
+from imcore.streams.durability import SentMessages
 from imcore.system import System
 from imcore.util.steps import perform_async, stream_async
 from imcore.util.threads import in_thread
@@ -96,7 +96,7 @@ class AsyncPerformer:
             case RequireDurable():
                 return await self._require(effect)
             case ConfirmDurable(kind, gid, msgids):
-                return await self._waits.confirm(kind, StoredMessages(gid, msgids))
+                return await self._waits.confirm(kind, SentMessages(gid, msgids))
         raise AssertionError(f"{effect} is for a driver with a subscription")
 
     async def _require(self, effect: RequireDurable) -> None:

@@ -22,7 +22,7 @@ from imcore.operations.effects import (
     Warn,
 )
 from imcore.streams.client import RedisClient
-from imcore.streams.durability import Durability, StoredMessages
+from imcore.streams.durability import Durability, SentMessages
 from imcore.streams.keys import CONFIG
 from imcore.system import System
 from imcore.util.backoff import ThrottledLog
@@ -134,7 +134,7 @@ class Performer:
             case RequireDurable(kind, gid):
                 return self.durability.check(kind, gid)
             case ConfirmDurable(kind, gid, msgids):
-                return self.durability.confirm(kind, [StoredMessages(gid, msgids)])[0]
+                return self.durability.confirm(kind, [SentMessages(gid, msgids)])[0]
         return _perform_in_redis(self.system.client, effect)
 
 

@@ -53,7 +53,7 @@ _IS_SYNCED = (re.compile(rb"aof_pending_bio_fsync:0\b"), re.compile(rb"aof_last_
 _REPLACED = "another server has taken over, and does not have it"
 
 
-class StoredMessages(NamedTuple):
+class SentMessages(NamedTuple):
     """Stored messages of one group (packed msgids)."""
 
     gid: str
@@ -108,7 +108,7 @@ class Durability:
             raise refused
         self._checked[place, kind] = time.monotonic() + _CHECKED_S
 
-    def confirm(self, kind: Durable, sends: Sequence[StoredMessages]) -> list[Outcome]:
+    def confirm(self, kind: Durable, sends: Sequence[SentMessages]) -> list[Outcome]:
         """Wait until messages of one place are confirmed. Raise nothing: an error is the reason of all messages."""
         deadline = time.monotonic() + self._wait_ms / 1000
         try:
@@ -121,7 +121,7 @@ class Durability:
             return [[str(error)] * len(sent.msgids) for sent in sends]
 
     def _confirmed(
-        self, connection: Any, kind: Durable, sends: Sequence[StoredMessages], deadline: float
+        self, connection: Any, kind: Durable, sends: Sequence[SentMessages], deadline: float
     ) -> list[Outcome]:
         if kind == REPLICATED:
             return self._barrier(connection, kind, sends, deadline)[0]
@@ -138,28 +138,26 @@ class Durability:
         raise self._too_late(kind)
 
     def _barrier(
-        self, connection: Any, kind: Durable, sends: Sequence[StoredMessages], deadline: float, question: Command = ()
+        self, connection: Any, kind: Durable, sends: Sequence[SentMessages], deadline: float, question: Command = ()
     ) -> tuple[list[Outcome], Any]:
         """Write and wait in one round trip. Return the outcomes, and the answer to a question, None if it is refused.
 
         Raise TryAgain, and what the driver raises.
         """
         calls = list(self._calls(sends))
-        wait_ms = max(1, int((deadline - time.monotonic()) * 1000))
-        wait: Command = ("WAIT", 1, wait_ms) if kind == REPLICATED else ("WAITAOF", 1, 0, wait_ms)
         questions = [question] if question and (question[0] != "CONFIG" or self._asks_config) else []
-        commands = [*(command_of(call) for _, call in calls), wait, *questions]
-        connection.send_packed_command([b"".join(map(pack, commands))])
-        answers = [_answer(connection) for _ in commands]
-        outcomes: list[Outcome] = [[] for _ in sends]
-        for (number, call), answer in zip(calls, answers, strict=False):
-            outcomes[number] += ["" if has else _REPLACED for has in call.decode(_raised(answer))]
+        commands = [*(command_of(call) for _, call in calls), self._wait(kind, deadline), *questions]
+        answers = _exchanged(connection, commands)
         if not _is_confirmed(_raised(answers[len(calls)])):
             raise self._too_late(kind)
         asked = answers[-1] if questions else None
-        return outcomes, None if isinstance(asked, Exception) else asked
+        return _outcomes(calls, answers, len(sends)), None if isinstance(asked, Exception) else asked
 
-    def _calls(self, sends: Sequence[StoredMessages]) -> Iterator[tuple[int, Call[list[bool]]]]:
+    def _wait(self, kind: Durable, deadline: float) -> Command:
+        wait_ms = max(1, int((deadline - time.monotonic()) * 1000))
+        return ("WAIT", 1, wait_ms) if kind == REPLICATED else ("WAITAOF", 1, 0, wait_ms)
+
+    def _calls(self, sends: Sequence[SentMessages]) -> Iterator[tuple[int, Call[list[bool]]]]:
         """Yield the calls for each of the sends, by its number."""
         for number, sent in enumerate(sends):
             for part in batches(sent.msgids, _MESSAGES_PER_CALL):
@@ -235,6 +233,20 @@ def refusal(kind: Durable, info: ServerInfo, where: str) -> ImError | None:
                 f"set {values[1]}"
             )
     return None
+
+
+def _exchanged(connection: Any, commands: Sequence[Command]) -> list[Any]:
+    """Send commands together; return the answers, each error of the server in its place."""
+    connection.send_packed_command([b"".join(map(pack, commands))])
+    return [_answer(connection) for _ in commands]
+
+
+def _outcomes(calls: Sequence[tuple[int, Call[list[bool]]]], answers: Sequence[Any], count: int) -> list[Outcome]:
+    """Return the outcome of each of the sends from the answers to their calls, which come first."""
+    outcomes: list[Outcome] = [[] for _ in range(count)]
+    for (number, call), answer in zip(calls, answers, strict=False):
+        outcomes[number] += ["" if has else _REPLACED for has in call.decode(_raised(answer))]
+    return outcomes
 
 
 def _answer(connection: Any) -> Any:

@@ -226,7 +226,7 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "red
             with pytest.raises(RedisRefuses, match="no replica"):  # the role may ask that
                 chat.send("team", "safe", sender_uid="ann", durable="replicated")
             for wait in (("WAIT", "1", "1"), ("WAITAOF", "1", "0", "1")):
-                assert admin.execute_command("ACL DRYRUN", GATEWAY.user, *wait) == b"OK"
+                assert admin.execute_command("ACL DRYRUN", GATEWAY.user, *wait) == "OK"
 
         # And read, and listen
         trim(settings)

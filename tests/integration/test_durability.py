@@ -14,7 +14,7 @@ from imcore.errors import ConfigurationError, NotDurable, RedisRefuses
 from imcore.model.values import Draft, Message
 from imcore.settings import Settings
 from imcore.streams.aio import shared_waits
-from imcore.streams.durability import StoredMessages
+from imcore.streams.durability import SentMessages
 from tests.helpers.deadline import wait_until
 from tests.helpers.replicated import ReplicatedServer, replicated
 from tests.helpers.servers import require_server, start_valkey
@@ -69,7 +69,7 @@ def test_what_a_replica_has_confirmed_is_there_after_a_failover(chat: Chat, serv
 def test_a_server_that_took_over_without_the_message_confirms_nothing(chat: Chat, servers: ReplicatedServer) -> None:
     # Given a server that has lost the last message, and a replica that follows it
     durability = chat.performer.durability
-    sent = [StoredMessages("team", [1 << 40])]
+    sent = [SentMessages("team", [1 << 40])]
     assert durability.confirm("replicated", sent) != [[""]]
     # Then
     [[reason]] = durability.confirm("replicated", sent)
@@ -119,7 +119,7 @@ def test_tasks_share_a_wait(chat: Chat, settings: Settings, monkeypatch: pytest.
     barriers = []
     confirm = shared_waits.Durability.confirm
 
-    def counted(self: shared_waits.Durability, kind: str, sends: list[StoredMessages]) -> object:
+    def counted(self: shared_waits.Durability, kind: str, sends: list[SentMessages]) -> object:
         barriers.append(len(sends))
         return confirm(self, kind, sends)  # type: ignore[arg-type]
 

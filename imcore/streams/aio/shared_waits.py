@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 from imcore.model.values import Durable
-from imcore.streams.durability import Durability, Outcome, StoredMessages
+from imcore.streams.durability import Durability, Outcome, SentMessages
 from imcore.util.threads import in_thread
 
 GATHER_S = 0.25
@@ -15,7 +15,7 @@ GATHER_S = 0.25
 class _Gathering(NamedTuple):
     """Messages for one barrier that has not begun, and the task that makes it."""
 
-    sends: list[StoredMessages]
+    sends: list[SentMessages]
     task: "asyncio.Task[list[Outcome]]"
 
 
@@ -28,12 +28,12 @@ class SharedWaits:
         self._under_way: dict[tuple[str, Durable], asyncio.Task[list[Outcome]]] = {}
         self._tasks: set[asyncio.Task[list[Outcome]]] = set()
 
-    async def confirm(self, kind: Durable, sent: StoredMessages) -> Outcome:
+    async def confirm(self, kind: Durable, sent: SentMessages) -> Outcome:
         """Wait until messages are confirmed; see `Durability.confirm`."""
         key = (self._durability.place_of(sent.gid), kind)
         gathering = self._gathering.get(key)
         if gathering is None:
-            sends: list[StoredMessages] = []
+            sends: list[SentMessages] = []
             gathering = self._gathering[key] = _Gathering(sends, asyncio.ensure_future(self._run(key, sends)))
             self._tasks.add(gathering.task)
             gathering.task.add_done_callback(self._tasks.discard)
@@ -41,7 +41,7 @@ class SharedWaits:
         gathering.sends.append(sent)
         return (await asyncio.shield(gathering.task))[number]  # the others wait for it, too
 
-    async def _run(self, key: tuple[str, Durable], sends: list[StoredMessages]) -> list[Outcome]:
+    async def _run(self, key: tuple[str, Durable], sends: list[SentMessages]) -> list[Outcome]:
         try:
             if before := self._under_way.get(key):
                 await asyncio.wait([before], timeout=GATHER_S)
