@@ -101,8 +101,9 @@ class Durability:
             return
         with driver_errors(self._client.address):
             place, server = self._server_of(gid)
-            info = info_of(server, place, asks_config=self._asks_config)
-        if info.appendfsync is None:
+            asks_config = self._asks_config and kind == FSYNCED
+            info = info_of(server, place, asks_config=asks_config)
+        if asks_config and info.appendfsync is None:
             self._asks_config = False  # the server logs each refusal
         if refused := refusal(kind, info, place or self._client.address):
             raise refused
