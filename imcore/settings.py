@@ -5,11 +5,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 from imcore.errors import ConfigurationError
 from imcore.files.folders import socket_folder
+from imcore.model.values import Durable
 
 _DAY_MS = 24 * 60 * 60 * 1000
 _LONGEST_SOCKET_PATH = 100
@@ -23,7 +24,11 @@ LONGEST_BLOCK_MS = 5000
 BLOCK_SLACK_MS = 1000
 """How late a busy server may answer at the end of a wait."""
 
-_CHOICES = {"log_format": ("text", "json"), "log_level": ("debug", "info", "warning", "error")}
+_CHOICES = {
+    "log_format": ("text", "json"),
+    "log_level": ("debug", "info", "warning", "error"),
+    "durable": get_args(Durable),
+}
 _MAY_BE_ZERO = {"receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms", "retry_ms"}
 MOST_DAYS_KEPT = 100_000
 """273 years. `im trim --keep-days` takes as many."""
@@ -57,6 +62,10 @@ class Settings:
     """The longest meta of a message, as compact JSON."""
     idempotency_ms: int = _DAY_MS
     """The least time in which a repeated client_msgid is recognised."""
+    durable: Durable = "none"
+    """What each send waits for beyond storing a message."""
+    durable_ms: int = 5000
+    """The longest wait for that."""
     batch_size: int = 500
     call_timeout_ms: int = 10_000
     """How long a call to Redis may take. It is not repeated later."""
@@ -207,5 +216,6 @@ _PARSERS: Mapping[str, Callable[[str, str], Any]] = {
     "metrics_host": _text,
     "log_format": _choice,
     "log_level": _choice,
+    "durable": _choice,
 }
 """How the text of a setting is read; the others are whole numbers."""

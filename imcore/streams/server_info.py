@@ -40,11 +40,13 @@ class ServerInfo:
     saves_snapshots: bool | None = None
     uncounted_bytes: int | None = None
     """A push of this size or more is not counted in a subscriber's output buffer (Valkey 9)."""
+    replicas: int | None = None
+    """How many replicas are connected."""
 
     @property
     def is_too_old(self) -> bool:
         """Whether it is known to be older than what imcore needs."""
-        return self.version is not None and _numbers(self.version) < OLDEST[self.server or "Redis"]
+        return is_older(self, OLDEST[self.server or "Redis"])
 
 
 def servers_of(client: "redis.Redis | Cluster", *, asks_config: bool = True) -> Iterator[ServerInfo]:
@@ -54,7 +56,7 @@ def servers_of(client: "redis.Redis | Cluster", *, asks_config: bool = True) -> 
     a user who is known to have no right to it.
     """
     for name, node in primaries_of(client):
-        yield _info_of(node, name, asks_config)
+        yield info_of(node, name, asks_config=asks_config)
 
 
 def primaries_of(client: "redis.Redis | Cluster") -> Iterator[tuple[str, redis.Redis]]:
@@ -73,7 +75,13 @@ def user_of(client: "redis.Redis | Cluster") -> str | None:
     return user
 
 
-def _info_of(client: redis.Redis, node: str, asks_config: bool) -> ServerInfo:
+def is_older(info: ServerInfo, version: tuple[int, int]) -> bool:
+    """Return whether a server is known to be older than a version."""
+    return info.version is not None and _numbers(info.version) < version
+
+
+def info_of(client: redis.Redis, node: str, *, asks_config: bool) -> ServerInfo:
+    """Return the information of one server; see `servers_of`."""
     info = _answer(client, "INFO")
     config = _answer(client, "CONFIG GET", *_SETTINGS) if asks_config else {}
     server = None if not info else "Valkey" if "valkey_version" in info else "Redis"
@@ -94,6 +102,7 @@ def _info_of(client: redis.Redis, node: str, asks_config: bool) -> ServerInfo:
         no_appendfsync_on_rewrite=_is(config.get("no-appendfsync-on-rewrite"), "yes"),
         saves_snapshots=None if "save" not in config else bool(config["save"]),
         uncounted_bytes=int(uncounted) if uncounted and uncounted.isdecimal() else None,
+        replicas=info.get("connected_slaves"),
     )
 
 

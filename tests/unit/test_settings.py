@@ -45,6 +45,7 @@ class TestSources:
             "metrics_host": "0.0.0.0",
             "log_format": "json",
             "log_level": "warning",
+            "durable": "fsynced",
         }
         environ = {f"IM_{name.upper()}": text for name, text in texts.items()}
         environ |= {f"IM_{name.upper()}": str(6000 + i) for i, name in enumerate(NUMBERS)}
