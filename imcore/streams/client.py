@@ -103,6 +103,7 @@ class RedisClient:
         self._has_functions = False
         self.require_functions(writes=True)
         self.require_writes(of_all=False)
+        configuration.complete(self)
 
     def require_functions(self, *, writes: bool) -> None:
         """Make sure that the functions are loaded, as every call does; a caller that `writes` may load missing ones."""

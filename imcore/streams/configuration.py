@@ -1,13 +1,14 @@
-"""What is fixed when the data in Redis is created: the number of partitions, and the id of the data.
+"""The number of partitions, which is fixed when the data in Redis is created, and which every client needs.
 
-Every client needs the number. On a cluster one node has it, whose silence must stop nobody: so each partition has a
-copy, and who asks takes what comes first.
+On a cluster one node has it, whose silence must stop nobody: so each partition has a copy, and who asks takes what
+comes first.
 """
 
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from imcore.errors import ImError
+from imcore.errors import ImError, RedisUnavailable
 from imcore.streams.calls import group_calls
 from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
 from imcore.streams.rounds import OTHERS_S
@@ -37,17 +38,21 @@ def stored_partitions(client: "RedisClient") -> int | None:
 
 def fix(client: "RedisClient", partitions: int) -> int:
     """Fix the number of partitions of new data; return the one that is stored. Raise RedisUnavailable."""
-    stored, dataset = client.call(group_calls.init(partitions, uuid.uuid4().hex))
-    write_copies(client, stored, dataset)
+    stored, _ = client.call(group_calls.init(partitions, uuid.uuid4().hex))
+    _write_copies(client, stored)
     return stored
 
 
-def write_copies(client: "RedisClient", partitions: int, dataset: str) -> None:
-    """Give each partition of a cluster that answers its copy; the next worker that begins gives it to the others."""
+def complete(client: "RedisClient") -> None:
+    """Give each partition of a cluster its copy, if any has one that answers: others were silent, or have lost it."""
+    with suppress(RedisUnavailable):
+        if client.is_cluster and (partitions := stored_partitions(client)):
+            _write_copies(client, partitions)
+
+
+def _write_copies(client: "RedisClient", partitions: int) -> None:
+    """Give each partition that answers its copy; the next worker that begins gives it to the others."""
     if client.is_cluster:
         space = Keyspace(partitions)
-        copies = [
-            group_calls.copy_configuration(space.config(partition), partitions, dataset)
-            for partition in range(partitions)
-        ]
-        client.call_each(copies, others_s=OTHERS_S)
+        places = [space.config(partition) for partition in range(partitions)]
+        client.call_each([group_calls.copy_partitions(place, partitions) for place in places], others_s=OTHERS_S)

@@ -113,7 +113,7 @@ class Keyspace:
     """
 
     config = _per_partition("config")
-    """On a cluster: a copy of CONFIG."""
+    """On a cluster: a copy of the partition count in CONFIG."""
     groups = _per_partition("groups")
     journal = _per_partition("journal")
     dead_letters = _per_partition("dead")

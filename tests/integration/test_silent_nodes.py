@@ -148,3 +148,18 @@ def test_a_node_that_is_down_is_passed_over_at_the_beginning(settings: Settings)
     client.upgrade()
     assert client.query("EXISTS", client.space.journal(0)) == 0
     client.close()
+
+
+def test_a_partition_that_was_silent_has_its_copy_of_the_configuration_later(settings: Settings) -> None:
+    # Given data of which some partitions have no copy of the configuration
+    with Chat.connect(settings=settings) as chat:
+        chat.create_group("team", ["ann", "bob"])
+        copies = [chat.system.client.space.config(p) for p in range(chat.system.client.space.partitions)]
+    client = RedisClient.connect(settings)
+    for copy in copies[1::2]:
+        server_of(client.driver, copy).delete(copy)
+    # When a worker begins
+    client.upgrade()
+    # Then each partition has its copy
+    assert client.query_many([("HGET", copy, "partitions") for copy in copies]) == [b"8"] * len(copies)
+    client.close()

@@ -70,9 +70,9 @@ def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
     return Call("im_init", (CONFIG,), args, lambda answer: (int(answer[0]), answer[1].decode()), writes=True)
 
 
-def copy_configuration(key: str, partitions: int, dataset: str) -> Call[int]:
-    """Write a partition's copy of what `init` has fixed."""
-    return Call("", (), ("HSET", key, "partitions", partitions, "dataset", dataset), int, writes=True)
+def copy_partitions(key: str, partitions: int) -> Call[int]:
+    """Write a partition's copy of the count that `init` has fixed."""
+    return Call("", (), ("HSET", key, "partitions", partitions), int, writes=True)
 
 
 def add_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
