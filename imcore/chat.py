@@ -9,12 +9,12 @@ from imcore.gateway.gateway import Gateway
 from imcore.gateway.listener import Listener
 from imcore.gateway.options import SessionOptions
 from imcore.gateway.request import StartMode
+from imcore.model.durable import Durable
 from imcore.model.values import (
     Ack,
     DeletedGroup,
     Delivery,
     Draft,
-    Durable,
     ErasedUser,
     Group,
     HistoryPage,

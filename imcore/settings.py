@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from imcore.errors import ConfigurationError
 from imcore.files.folders import socket_folder
-from imcore.model.values import Durable
+from imcore.model.durable import Durable
 
 _DAY_MS = 24 * 60 * 60 * 1000
 _LONGEST_SOCKET_PATH = 100
@@ -91,7 +91,7 @@ class Settings:
     """Whether to work on a Redis that drops groups and messages when its memory is full."""
     metrics_port: int | None = None
     """The first port that a worker tries for `GET /metrics`; None: it serves none."""
-    metrics_host: str = "127.0.0.1"
+    metrics_host: str = field(default="127.0.0.1", repr=False)  # any text: somebody may have taken it for a URL
     log_format: str = "text"
     log_level: str = "info"
 

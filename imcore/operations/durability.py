@@ -6,7 +6,8 @@ from typing import get_args
 
 from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput, NotDurable
-from imcore.model.values import Durable, Message
+from imcore.model.durable import Durable
+from imcore.model.values import Message
 from imcore.operations.effects import Effect, Effects
 from imcore.settings import Settings
 from imcore.streams.durability import Outcome

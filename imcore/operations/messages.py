@@ -9,6 +9,7 @@ from typing import TypeVar
 from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput, NotMember, UnknownGroup
 from imcore.model.direct import gid_of
+from imcore.model.durable import Durable
 from imcore.model.limits import (
     check_content,
     check_limit,
@@ -19,7 +20,7 @@ from imcore.model.limits import (
     check_time_ms,
 )
 from imcore.model.meta import check_meta, size_of
-from imcore.model.values import Draft, Durable, Message
+from imcore.model.values import Draft, Message
 from imcore.operations import creation, durability, queries
 from imcore.operations.effects import Effects, GetKeyspace, Pages, call, call_each, raised
 from imcore.operations.groups import group, groups_of

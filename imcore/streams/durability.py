@@ -22,7 +22,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
 from imcore.errors import ConfigurationError, ImError, RedisRefuses, TryAgain
-from imcore.model.values import FSYNCED, REPLICATED, Durable
+from imcore.model.durable import FSYNCED, REPLICATED, Durable
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call, command_of
 from imcore.streams.client import RedisClient

@@ -89,8 +89,8 @@ def lose_answer(monkeypatch: pytest.MonkeyPatch, function: str) -> list[str]:
             self.holds_it = any(command[1:2] == (function,) for command in commands)
             super().__init__(driver, commands)
 
-        def answers(self) -> list[Any]:
-            answers = super().answers()
+        def answers(self, until: float | None = None) -> list[Any]:
+            answers = super().answers(until)
             if self.holds_it and not lost:
                 lost.append(function)
                 raise RedisTimeoutError

@@ -142,6 +142,7 @@ PARAMETERS: dict[str, st.SearchStrategy[Any]] = {
     "around": odd(st.none() | msgids, wrong_types),
     "first_unread": st.booleans(),
     "private": st.booleans(),
+    "durable": st.none() | st.just("none") | texts,
     "page": odd(known("page"), st.builds(HistoryPage, st.lists(messages, max_size=2).map(tuple), *[st.booleans()] * 2)),
     "session": sessions,
     "receipts": receipts,

@@ -4,7 +4,7 @@ import pytest
 
 from imcore import Chat
 from imcore.errors import ConfigurationError, InvalidInput, RedisRefuses
-from imcore.model.values import FSYNCED, REPLICATED, Durable
+from imcore.model.durable import FSYNCED, REPLICATED, Durable
 from imcore.streams.durability import refusal
 from imcore.streams.server_info import ServerInfo
 

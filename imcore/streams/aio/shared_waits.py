@@ -4,7 +4,7 @@ import asyncio
 from functools import partial
 from typing import NamedTuple
 
-from imcore.model.values import Durable
+from imcore.model.durable import Durable
 from imcore.streams.durability import Durability, Outcome, SentMessages
 from imcore.util.threads import in_thread
 
