@@ -72,13 +72,11 @@ def bench(
     from imcore.cli.bench.harness import saved  # noqa: PLC0415 (the help need not wait for the drivers)
     from imcore.cli.bench.harness.servers import open_servers  # noqa: PLC0415
 
-    scenarios = _scenarios(name, part)
+    scenarios = _scenarios(name, part, cases)
     out, svg, compare = files["out"], files["svg"], files["compare"]
     for file in filter(None, (out, svg)):
         saved.check_writable(file)
     before = saved.load(compare) if compare else None
-    if cases and name not in {GROWTH, ALL}:
-        raise click.UsageError("--case is for growth only")
     plan = RoundPlan(rounds, quick=size == QUICK, full=size == FULL, cases=cases)
     gc.freeze()  # as a gateway should: or each collection looks through all that the program has imported
     try:
@@ -101,10 +99,15 @@ def bench(
         _show(run, figures, before, caption)
 
 
-def _scenarios(name: str, part: str | None) -> list["Scenario"]:
-    """Return the functions to run. Raise click.UsageError for a part of anything but the storm."""
-    if part and name not in {"storm", ALL}:
-        raise click.UsageError(f"--{part} is for storm only")
+def _refuse(option: str | None, name: str, owner: str) -> None:
+    if option and name not in {owner, ALL}:
+        raise click.UsageError(f"--{option} is for {owner} only")
+
+
+def _scenarios(name: str, part: str | None, cases: Sequence[str]) -> list["Scenario"]:
+    """Return the functions to run. Raise click.UsageError for a part or cases of another scenario."""
+    _refuse(part, name, "storm")
+    _refuse("case" if cases else None, name, GROWTH)
     names = [part or name]
     if name == ALL:
         names = [each for each in SCENARIOS if each != WEB or not extra.missing()]

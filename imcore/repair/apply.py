@@ -188,7 +188,7 @@ class _Attempt(Planner):
 
     def _stored(self, plan: Plan) -> Iterator[list[Placed]]:
         """Yield the messages after the base, a page at a time, once SQL has them; recalled ones without their text."""
-        recalled = {msgid for _, msgid in queries.recalls(self._database, self._gid)}
+        recalled = {msgid for *_, msgid in queries.recalls(self._database, [self._gid])}
         for batch in batches(self.placed(plan), PAGE):
             new = [placed.row for placed in batch if placed.stored is None]
             rows = [row.without_text() if row.msgid in recalled else row for row in new]
@@ -275,7 +275,7 @@ class _Attempt(Planner):
         """Restore recalls, own messages past the offsets, and client_msgids."""
         members = [row.uid for row in plan.rows if row.left_msgid is None]
         trimmed = self._trimmed_own(plan)
-        recalled = {msgid for pair in queries.recalls(self._database, self._gid) for msgid in pair}
+        recalled = {msgid for _, *pair in queries.recalls(self._database, [self._gid]) for msgid in pair}
         corrections.delete_recalled_texts(self._database, self._gid)
         strangers = [msgid for msgid in plan.live.recalled - recalled if not self._is_message(msgid)]
         owners = sorted(self._owners(members) | trimmed.keys() | plan.senders)

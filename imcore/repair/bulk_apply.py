@@ -148,7 +148,7 @@ class BulkApply:
         for call in client_msgids(self._system, gids, after=self._known_after):
             self._later(call)
         if self._trim.msgid:  # a shadow notes the recalls of its messages
-            recalled = sorted({msgid for pair in queries.recalls(self._database, gids[0]) for msgid in pair})
+            recalled = sorted({msgid for _, *pair in queries.recalls(self._database, gids[:1]) for msgid in pair})
             self._later(*paged(recalled, partial(repair_calls.set_recalled, self._space.group(gids[0]))))
         for gid, trimmed in trimmed_own(self._system, gids, self._trim.msgid).items():
             k = self._space.group(gid)

@@ -10,14 +10,14 @@ from redis.exceptions import NoPermissionError, ResponseError
 from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
 from imcore.streams.server_info import primaries_of, servers_of
 
-VERSION = 14
+VERSION = 15
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
 
 _FILES = (
     *("base", "positions", "groups", "idempotency", "messages", "acks", "receipts", "history", "inbox"),
     *("policies", "why"),
-    *("sessions", "coalescing", "journals", "repair_streams", "repair_members", "watermarks", "rewrite", "deletion"),
-    *("erasure", "erasure_entries"),
+    *("sessions", "coalescing", "journals", "repair_streams", "repair_members", "repair_look", "watermarks", "rewrite"),
+    *("deletion", "erasure", "erasure_entries"),
 )
 """The files of `lua/` that make up the library. Each may use what earlier ones define."""
 
