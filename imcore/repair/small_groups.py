@@ -19,7 +19,7 @@ from imcore.repair.state import Changes
 from imcore.repair.window import PAGE, GroupHead, StreamEntry
 from imcore.sql import corrections, queries
 from imcore.streams import wire
-from imcore.streams.calls import message_calls, repair_calls
+from imcore.streams.calls import look_calls, message_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.calls.receipt_calls import Counts
 from imcore.streams.client import CHUNK, Answers, RedisClient
@@ -66,7 +66,7 @@ class SmallReader(PagedReader):
     """Has one group of a batch in memory."""
 
     def __init__(
-        self, system: System, gid: str, trimmed: int, rows: _Rows, look: repair_calls.GroupLook, uids: Sequence[str]
+        self, system: System, gid: str, trimmed: int, rows: _Rows, look: look_calls.GroupLook, uids: Sequence[str]
     ) -> None:
         super().__init__(system, gid, trimmed)
         self._rows = rows
@@ -196,7 +196,7 @@ class GroupReaders:
         for span in _limited(queries.spans(self._database, gids)):
             rows[span.gid].spans.append(span)
         uids = {gid: self._members(gid, rows[gid].spans) for gid in gids}
-        with _in_flight(self._client, [repair_calls.look(space.group(gid), uids[gid], SMALL) for gid in gids]) as looks:
+        with _in_flight(self._client, [look_calls.look(space.group(gid), uids[gid], SMALL) for gid in gids]) as looks:
             self._add_stored(rows)
             readers = {
                 gid: SmallReader(self._system, gid, self._heads[gid].meta.trimmed, rows[gid], look, uids[gid])

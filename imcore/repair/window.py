@@ -14,7 +14,7 @@ from imcore.operations.performer import stream_from_redis
 from imcore.repair.state import ActualGroup, Changes, GroupMeta, highest_offset
 from imcore.sql import erasures, queries
 from imcore.streams import events, wire
-from imcore.streams.calls import journal_calls, message_calls, repair_calls
+from imcore.streams.calls import journal_calls, look_calls, message_calls
 from imcore.streams.calls.call import all_entries
 from imcore.streams.calls.deletion_calls import DELETE
 from imcore.streams.calls.rewrite_calls import REWRITE
@@ -216,7 +216,7 @@ def heads_of(client: RedisClient, gids: Sequence[str]) -> dict[str, GroupHead]:
     """Return the heads of groups, in the order of their partitions."""
     by_partition = grouped((client.space.partition_of(gid), gid) for gid in gids)
     parts = [part for of_partition in by_partition.values() for part in batches(of_partition, _HEADS_PER_CALL)]
-    answers = client.call_many([repair_calls.heads(client.space, part) for part in parts])
+    answers = client.call_many([look_calls.heads(client.space, part) for part in parts])
     return {
         gid: GroupHead(_meta(values), is_listed == 1, entries, spans)
         for part, answer in zip(parts, answers, strict=True)

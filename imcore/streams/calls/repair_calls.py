@@ -23,24 +23,6 @@ NEVER = (1 << 53) - 1
 """Above every packed msgid."""
 
 
-class GroupLook(NamedTuple):
-    """What Redis has of a group beside its hash and its messages: names and values in turn, as it answers them.
-
-    `members` are whether each of the uids lists the group, and their own messages past the offset.
-    """
-
-    followers: list[bytes]
-    bookmarked: list[bytes]
-    bookmarks: list[bytes]
-    acked: list[bytes]
-    joined: list[bytes]
-    left: list[bytes]
-    ahead: list[bytes]
-    ahead_acked: list[bytes]
-    recalled: list[bytes]
-    members: list[tuple[bool, list[bytes]]]
-
-
 class ShadowEntry(NamedTuple):
     """A message for a shadow; `caught_up`: the sender's offset moved with it, and SQL may not know that yet."""
 
@@ -217,32 +199,64 @@ def bookmarks(lock: GroupLock, orders: Sequence[BookmarkOrder]) -> Call[list[int
     return Call(BOOKMARKS, keys, (*lock.args, *flat(orders)), list, lock.k.gid, writes=True)
 
 
-def heads(space: Keyspace, gids: Sequence[str]) -> Call[list[tuple[int, list[bytes | None], int, int]]]:
-    """Ask for groups of one partition: 1 if listed, (seq, last, trimmed), the number of entries, of spans; see Lua."""
-    k = list(map(space.group, gids))
-    keys = (k[0].groups, *(key for each in k for key in (each.meta, each.stream, each.acked)))
-    return Call("im_repair_heads", keys, tuple(gids), list)
+class OwnPage(NamedTuple):
+    """Own messages in a page of a stream, which was read up to a position (packed).
+
+    `floors` are the positions after which own messages of the users are listed, None for one who is no member, and
+    `marks` the users' marks, 0 for none: both with the first page only. `messages` are the uid and the packed msgid of
+    each.
+    """
+
+    upto: int
+    more: bool
+    floors: dict[str, int | None]
+    marks: dict[str, int]
+    messages: list[tuple[str, int]]
 
 
-def look(k: GroupKeys, uids: Sequence[str], most: int) -> Call[GroupLook | None]:
-    """Ask for all of a group but its hash and its messages; None if one of its sets or lists holds more than `most`."""
+def find_own(k: GroupKeys, uids: Sequence[str], *, after: int | None, most: int) -> Call[OwnPage]:
+    """Find own messages of users in a page of at most `most` entries.
 
-    def decode(answer: list[Any] | None) -> GroupLook | None:
-        if answer is None:
-            return None
-        members = [(is_listed == 1, own) for is_listed, own in zip(answer[9::2], answer[10::2], strict=True)]
-        return GroupLook(*(*answer[:9], members))
+    Without `after` it begins with the first one that may have to be listed.
+    """
 
-    own = (key for uid in uids for key in (k.groups_of(uid), k.own_unacked(uid)))
-    sets = (k.acked, k.joined, k.left, k.ahead, k.ahead_acked, k.recalled)
-    return Call("im_repair_look", (k.stream, k.bookmarks, *sets, *own), (k.gid, most), decode, k.gid)
+    def decode(answer: list[Any]) -> OwnPage:
+        upto, more, positions, *messages = answer
+        floors = {uid: int(floor) if floor else None for uid, floor in zip(uids, positions[::2], strict=False)}
+        marks = dict(zip(uids, map(int, positions[1::2]), strict=False))
+        found = [(uids[number], int(msgid)) for number, msgid in zip(messages[::2], messages[1::2], strict=True)]
+        return OwnPage(int(upto), more == 1, floors, marks, found)
+
+    args = ("" if after is None else after, most, *uids)
+    return Call("im_repair_find_own", (k.stream, k.acked, k.bookmarks), args, decode, k.gid)
 
 
-def restore_own_unacked(k: GroupKeys, uids: Sequence[str], trimmed: dict[str, list[int]]) -> Call[int]:
-    """Rebuild the own_unacked lists of members; `trimmed` are their own messages (packed) that are in SQL only."""
-    args = [value for uid in uids for value in (uid, len(trimmed.get(uid, ())), *trimmed.get(uid, ()))]
-    keys = (k.stream, k.acked, k.recalled, k.bookmarks, *map(k.own_unacked, uids))
-    return Call("im_repair_own_unacked", keys, tuple(args), int, k.gid, writes=True)
+class OwnList(NamedTuple):
+    """A user's own messages (packed) after a position, oldest first. `floor` is None for one who is no member."""
+
+    uid: str
+    floor: int | None
+    messages: Sequence[int]
+
+
+def restore_own_unacked(k: GroupKeys, own: Sequence[OwnList], *, trimmed: int, upto: int) -> Call[list[str]]:
+    """Make the own_unacked lists of members anew, from their own messages up to one (packed), and what came later.
+
+    It answers the uids that were left alone, since they have joined, or marked older messages unread, or since more was
+    trimmed than up to `trimmed`.
+    """
+    args: list[Value] = [trimmed, upto]
+    for uid, floor, messages in own:
+        args += (uid, "" if floor is None else floor, len(messages), *messages)
+    keys = (k.meta, k.stream, k.acked, k.recalled, k.bookmarks, *(k.own_unacked(each.uid) for each in own))
+    return Call(
+        "im_repair_own_unacked",
+        keys,
+        tuple(args),
+        lambda numbers: [own[number].uid for number in numbers],
+        k.gid,
+        writes=True,
+    )
 
 
 def resync(k: GroupKeys, uids: Sequence[str]) -> Call[int]:
