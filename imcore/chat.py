@@ -14,6 +14,7 @@ from imcore.model.values import (
     DeletedGroup,
     Delivery,
     Draft,
+    Durable,
     ErasedUser,
     Group,
     HistoryPage,
@@ -124,13 +125,17 @@ class Chat(ReadStatus):
         client_msgid: str | None = None,
         sent_at: datetime | None = None,
         meta: Mapping[str, Any] | None = None,
+        durable: Durable | None = None,
     ) -> Message:
         """Store a message, and tell every member who is online.
 
         A client_msgid makes it safe to repeat: for 24 hours (IM_IDEMPOTENCY_MS) the same sender's same client_msgid in
         that group is answered with the message it made the first time. `meta` is a JSON object of at most 4096 bytes
         (IM_MAX_META_BYTES) beside the text, such as a kind or an attachment: nothing here reads it, and a recall
-        deletes it. Raise NotMember, RedisFull.
+        deletes it. `durable` (IM_DURABLE) waits until a replica has the message (`replicated`) or the server's disk
+        (`fsynced`), at most IM_DURABLE_MS: NotDurable says that it is stored, but not confirmed. The same client_msgid
+        asks and waits again. A server that cannot confirm is refused before anything is stored: ConfigurationError, or
+        RedisRefuses if it has no replica now. Raise NotMember, RedisFull, NotDurable.
         """
         return self.performer.perform(
             messages.send(
@@ -139,16 +144,20 @@ class Chat(ReadStatus):
                 Draft(sender_uid, content, meta=meta),
                 client_msgid=client_msgid,
                 sent_at=sent_at,
+                durable=durable,
             )
         )
 
-    def send_many(self, gid: str, drafts: Iterable[Draft]) -> list[Message | ImError]:
+    def send_many(
+        self, gid: str, drafts: Iterable[Draft], *, durable: Durable | None = None
+    ) -> list[Message | ImError]:
         """Store messages of one group in their order, in few calls: each costs the server half of what `send` does.
 
         Return for each the message, or why it was not stored: NotMember, RedisFull, or RedisUnavailable, after which
-        that is unknown. Raise InvalidInput before any is stored if one cannot be.
+        that is unknown. Raise InvalidInput before any is stored if one cannot be. `durable` is as in `send`, with one
+        wait for all; a message that is not confirmed has NotDurable in its place.
         """
-        return self.performer.perform(messages.send_many(self.system.settings, gid, drafts))
+        return self.performer.perform(messages.send_many(self.system.settings, gid, drafts, durable=durable))
 
     def ack_many(
         self, gid: str, acks: Iterable[tuple[str, str | None]], *, private: bool = False
@@ -175,11 +184,19 @@ class Chat(ReadStatus):
         sender_uid: str,
         client_msgid: str | None = None,
         meta: Mapping[str, Any] | None = None,
+        durable: Durable | None = None,
     ) -> Message:
-        """Send one-to-one. The first send creates the chat of the two (or with oneself); its gid is `direct.gid_of`."""
+        """Send one-to-one. The first send creates the chat of the two (or with oneself); its gid is `direct.gid_of`.
+
+        All else is as in `send`.
+        """
         return self.performer.perform(
             messages.send_direct(
-                self.system.settings, uid, Draft(sender_uid, content, meta=meta), client_msgid=client_msgid
+                self.system.settings,
+                uid,
+                Draft(sender_uid, content, meta=meta),
+                client_msgid=client_msgid,
+                durable=durable,
             )
         )
 

@@ -106,6 +106,14 @@ class RedisRefuses(TryAgain):
     """Redis answers, but refuses this for now: nothing was changed."""
 
 
+class NotDurable(TryAgain):
+    """The message `msgid` is stored, but what was asked for beyond that was not confirmed in time."""
+
+    def __init__(self, message: str | None = None, *, msgid: str = "") -> None:
+        super().__init__(message)
+        self.msgid = msgid
+
+
 class RedisFull(TryAgain):
     """Redis has no memory left: nothing was stored."""
 

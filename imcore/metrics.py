@@ -3,7 +3,8 @@
     code --add, set, observe--> numbers in memory <--GET /metrics-- Prometheus
 
 Only `Registry.exposition` loads prometheus-client, which is an extra. It reads numbers and does no I/O on Redis or SQL.
-The numbers begin at 0 with the process. Each has one writer, a thread or a loop; any thread may read them.
+The numbers begin at 0 with the process. Any thread may count and read
+them; a Gauge has one writer.
 """
 
 import os
@@ -11,6 +12,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from imcore.errors import ConfigurationError
@@ -41,10 +43,12 @@ class CounterMetric:
         self._name, self._text, self._labels = name, text, labels
         self._values: dict[Labels, float] = {} if labels else {(): 0}
         self._read = read
+        self._lock = Lock()
 
     def add(self, amount: float = 1, *labels: str) -> None:
         """Add to the number with these values of the labels."""
-        self._values[labels] = self._values.get(labels, 0) + amount
+        with self._lock:
+            self._values[labels] = self._values.get(labels, 0) + amount
 
     def values(self) -> Mapping[Labels, float]:
         return {(): self._read()} if self._read else self._values.copy()
@@ -101,12 +105,15 @@ class Histogram:
         self._name, self._text, self._bounds = name, text, buckets
         self._counts = [0] * (len(buckets) + 1)
         self._sum = 0.0
+        self._lock = Lock()
 
     def observe(self, value: float, count: int = 1) -> None:
         """Note a value that came `count` times. One below 0 counts as 0: two clocks may differ."""
         value = max(value, 0.0)
-        self._counts[bisect_left(self._bounds, value)] += count
-        self._sum += value * count
+        bucket = bisect_left(self._bounds, value)
+        with self._lock:
+            self._counts[bucket] += count
+            self._sum += value * count
 
     def cumulative(self) -> list[tuple[float, int]]:
         """Return how many values were at most as high as each bucket's bound; the last bound is infinite."""
@@ -217,7 +224,7 @@ partition of jobs is ''."""
 
 
 class WorkerMetrics:
-    """The metrics of one worker. Only its thread counts; any thread may call `note_backlog`."""
+    """The metrics of one worker, with all its lanes."""
 
     def __init__(self, worker: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.worker = worker

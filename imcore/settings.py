@@ -5,11 +5,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 from imcore.errors import ConfigurationError
 from imcore.files.folders import socket_folder
+from imcore.model.values import Durable
 
 _DAY_MS = 24 * 60 * 60 * 1000
 _LONGEST_SOCKET_PATH = 100
@@ -18,7 +19,16 @@ _LONGEST_SOCKET_PATH = 100
 CHAT_URL, JOBS_URL = "IM_REDIS_URL", "IM_JOBS_REDIS_URL"
 """The variables that name the server of the chat, and that of the jobs if it is another one."""
 
-_CHOICES = {"log_format": ("text", "json"), "log_level": ("debug", "info", "warning", "error")}
+LONGEST_BLOCK_MS = 5000
+"""A worker waits for journal entries no longer, whatever IM_BLOCK_MS says."""
+BLOCK_SLACK_MS = 1000
+"""How late a busy server may answer at the end of a wait."""
+
+_CHOICES = {
+    "log_format": ("text", "json"),
+    "log_level": ("debug", "info", "warning", "error"),
+    "durable": get_args(Durable),
+}
 _MAY_BE_ZERO = {"receipt_window_ms", "keep_messages", "keep_ms", "keep_read_times_ms", "trim_every_ms", "retry_ms"}
 MOST_DAYS_KEPT = 100_000
 """273 years. `im trim --keep-days` takes as many."""
@@ -52,7 +62,13 @@ class Settings:
     """The longest meta of a message, as compact JSON."""
     idempotency_ms: int = _DAY_MS
     """The least time in which a repeated client_msgid is recognised."""
+    durable: Durable = "none"
+    """What each send waits for beyond storing a message."""
+    durable_ms: int = 5000
+    """The longest wait for that."""
     batch_size: int = 500
+    call_timeout_ms: int = 10_000
+    """How long a call to Redis may take. It is not repeated later."""
     block_ms: int = 1000
     lease_ms: int = 10_000
     """A worker that does not renew its lease for this long is dead, and its entries are claimed."""
@@ -95,11 +111,7 @@ class Settings:
             jobs_redis_url=given.pop("jobs_redis_url", redis_url),
             **{name: _PARSERS.get(name, _number)(name, value) for name, value in given.items()},
         )
-        if settings.heartbeat_ms >= settings.online_ms:
-            raise ConfigurationError(
-                f"IM_HEARTBEAT_MS ({settings.heartbeat_ms}) must be less than IM_ONLINE_MS ({settings.online_ms}), "
-                "or sessions end between two heartbeats"
-            )
+        _refuse_contradictions(settings)
         return settings
 
     @property
@@ -111,6 +123,20 @@ class Settings:
     def jobs_variable(self) -> str:
         """The variable that names the server of the jobs."""
         return CHAT_URL if self.jobs_redis_url == self.redis_url else JOBS_URL
+
+
+def _refuse_contradictions(settings: Settings) -> None:
+    if settings.heartbeat_ms >= settings.online_ms:
+        raise ConfigurationError(
+            f"IM_HEARTBEAT_MS ({settings.heartbeat_ms}) must be less than IM_ONLINE_MS ({settings.online_ms}), "
+            "or sessions end between two heartbeats"
+        )
+    waits_ms = min(settings.block_ms, LONGEST_BLOCK_MS)
+    if settings.call_timeout_ms < waits_ms + BLOCK_SLACK_MS:
+        raise ConfigurationError(
+            f"IM_CALL_TIMEOUT_MS ({settings.call_timeout_ms}) must be at least {waits_ms + BLOCK_SLACK_MS}: "
+            f"workers wait up to {waits_ms} ms for an answer (IM_BLOCK_MS)"
+        )
 
 
 def _given(environ: Mapping[str, str], names: Iterable[str], overrides: Mapping[str, str | None]) -> dict[str, str]:
@@ -190,5 +216,6 @@ _PARSERS: Mapping[str, Callable[[str, str], Any]] = {
     "metrics_host": _text,
     "log_format": _choice,
     "log_level": _choice,
+    "durable": _choice,
 }
 """How the text of a setting is read; the others are whole numbers."""

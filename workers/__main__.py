@@ -7,7 +7,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from imcore.errors import ImError
@@ -21,6 +21,9 @@ from imcore.workers.monitor import Monitor
 if TYPE_CHECKING:
     from imcore.sql.database import Database
     from imcore.streams.client import RedisClient
+    from imcore.workers.lanes import PartitionLane
+    from imcore.workers.persist import Persist
+    from imcore.workers.runner import Worker
 
 log = logging.getLogger(__name__)
 
@@ -63,20 +66,42 @@ def _run(name: str, settings: Settings, signals: WorkerSignals, metrics: WorkerM
 
         jobs.run(settings, signals, metrics, **how)
         return
-    from imcore.workers.runner import run  # noqa: PLC0415
-
     if name == "persist":
-        from imcore.repair.watch import Watch  # noqa: PLC0415
-        from imcore.workers.persist import Persist  # noqa: PLC0415
-
-        def persist(client: "RedisClient", database: "Database", own: Settings, counted: WorkerMetrics) -> Persist:
-            return Persist(client, database, own, Watch(client, database, own), counted)
-
-        run(persist, settings, signals, metrics, **how)
+        _serve(_persist, settings, signals, metrics, **how)
     else:
         from imcore.workers.receipts import ReceiptsWorker  # noqa: PLC0415
 
-        run(ReceiptsWorker, settings, signals, metrics, **how, needs_sql=False)
+        _serve(ReceiptsWorker, settings, signals, metrics, **how, needs_sql=False)
+
+
+def _persist(
+    client: "RedisClient",
+    database: "Database",
+    settings: Settings,
+    metrics: WorkerMetrics,
+    lane: "PartitionLane | None" = None,
+) -> "Persist":
+    from imcore.repair.watch import Watch  # noqa: PLC0415
+    from imcore.workers.persist import Persist  # noqa: PLC0415
+
+    where = (lane.partition, lane.facts) if lane else ()
+    return Persist(client, database, settings, Watch(client, database, settings, *where), metrics, lane)
+
+
+def _serve(
+    factory: "Callable[..., Worker]", settings: Settings, signals: WorkerSignals, metrics: WorkerMetrics, **how: bool
+) -> None:
+    """Run a worker in this thread or, on a cluster, in a lane for each partition."""
+    from imcore.streams import urls  # noqa: PLC0415
+
+    if urls.is_cluster(settings.redis_url):
+        from imcore.workers import lanes  # noqa: PLC0415
+
+        lanes.run(factory, settings, signals, metrics, **how)
+    else:
+        from imcore.workers import runner  # noqa: PLC0415
+
+        runner.run(factory, settings, signals, metrics, **how)
 
 
 class _Parser(argparse.ArgumentParser):

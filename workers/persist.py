@@ -44,6 +44,7 @@ from imcore.workers.fetch import StoredMessage, WorkItem, fetch, member_counts, 
 
 if TYPE_CHECKING:
     from imcore.repair.watch import Watch
+    from imcore.workers.lanes import PartitionLane
 
 KIND = "persist"
 
@@ -54,6 +55,9 @@ group with any number of members; a larger group takes several transactions."""
 PACE_S = 0.1
 """The least time between the beginnings of two transactions, unless a full batch waits. A transaction costs as much as
 some hundred rows, and several acks of one member meanwhile make one row."""
+
+SPREAD_AGAIN_S = 1.0
+"""A choice that could not be copied everywhere is tried again after this time."""
 
 Spans = tuple[str, int, tuple[str, ...]]
 """Spans of one group (gid) that began at one message (joined), by uid. A gateway's sessions ack together, so most
@@ -73,13 +77,17 @@ class Persist:
         settings: Settings,
         watch: "Watch",
         metrics: WorkerMetrics | None = None,
+        lane: "PartitionLane | None" = None,
     ) -> None:
+        """Store all partitions, or that of a lane."""
         self._client = client
+        self._lane = lane
+        partition = lane.partition if lane else None
         self._database = database
         self._metrics = metrics or WorkerMetrics(KIND)
-        self._journal = Journal(client, KIND, settings, self._metrics)
+        self._journal = Journal(client, KIND, settings, self._metrics, partition)
         self._watch = watch
-        self._rewriting = Rewriting(client)
+        self._rewriting = Rewriting(client, partition)
         self._batch_size = settings.batch_size
         self._in_hand: list[Entry] = []
         self._member_counts: dict[str, int] = {}
@@ -149,8 +157,7 @@ class Persist:
         if sound:
             append_only.note_recalled(self._client, _recalled(sound))
             self._write(sound)
-        written = [item.entry for item in _sound(items)]
-        self._spread(written)
+        written = self._spread([item.entry for item in _sound(items)])
         self._count(written)
         self._journal.done(written)
         return len(written) + sum(self._journal.fail(item.entry, item.problem) for item in items if item.problem)
@@ -163,10 +170,24 @@ class Persist:
             if item.gid is not None and item.entry.version <= self._deletions.get(item.gid, 0):
                 item.forget()
 
-    def _spread(self, written: Sequence[Entry]) -> None:
-        """Copy what users chose to all partitions: the process that set it may have died over that."""
-        for uid in {entry.event.uid for entry in written if isinstance(entry.event, UserSet)}:
-            perform_in_redis(self._client, user_policies.spread(uid))
+    def _spread(self, written: Sequence[Entry]) -> list[Entry]:
+        """Copy what users chose to all partitions: the process that set it may have died over that.
+
+        Return the entries that are done. Where another node does not answer, that of the choice stays open.
+        """
+        done = []
+        for entry in written:
+            event = entry.event
+            if not isinstance(event, UserSet):
+                done.append(entry)
+            elif self._lane is None:
+                perform_in_redis(self._client, user_policies.spread(event.uid))
+                done.append(entry)
+            elif self._lane.spread((entry.partition, entry.id), event.uid):
+                done.append(entry)
+            else:
+                self._journal.postpone(entry, SPREAD_AGAIN_S)
+        return done
 
     def _count(self, written: Sequence[Entry]) -> None:
         """Count the messages of entries that are in SQL now, by the millisecond in which they were sent."""

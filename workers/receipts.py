@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseUnavailable, ImError, TryAgain, UnknownGroup
@@ -27,6 +28,9 @@ from imcore.streams.client import RedisClient
 from imcore.streams.events import Acked, BookmarksSet, Delivered, Entry, Malformed, Move, Sent
 from imcore.streams.journal import Journal
 from imcore.util.batches import batches, grouped
+
+if TYPE_CHECKING:
+    from imcore.workers.lanes import PartitionLane
 
 PAGE = 1000
 """One call looks at this many messages: the server does nothing else meanwhile."""
@@ -54,14 +58,20 @@ class ReceiptsWorker:
     kind = "receipts"
 
     def __init__(
-        self, client: RedisClient, database: Database, settings: Settings, metrics: WorkerMetrics | None = None
+        self,
+        client: RedisClient,
+        database: Database,
+        settings: Settings,
+        metrics: WorkerMetrics | None = None,
+        lane: "PartitionLane | None" = None,
     ) -> None:
+        """Send the receipts of all partitions, or of that of a lane."""
         self._client = client
         self._database = database
         self._window_s = settings.receipt_window_ms / 1000
         self._longest_sleep_s = settings.lease_ms / 3000
         self._metrics = metrics or WorkerMetrics(self.kind)
-        self._journal = Journal(client, self.kind, settings, self._metrics)
+        self._journal = Journal(client, self.kind, settings, self._metrics, lane.partition if lane else None)
         self._in_hand: list[Entry] = []
         self._digests: list[Digest] = []
         """Those sent for the entries in hand."""

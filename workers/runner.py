@@ -44,6 +44,17 @@ class Worker(Protocol):
 WorkerFactory = Callable[[RedisClient, Database, Settings, WorkerMetrics], Worker]
 
 
+class Ends(Protocol):
+    """Says when to end: the signals of the process, or what stands for them in a lane."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether to begin nothing more."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait, but not beyond the end."""
+
+
 class Retrier:
     """Repeats calls that fail because a server is away, and logs that once a minute.
 
@@ -53,17 +64,22 @@ class Retrier:
 
     def __init__(
         self,
-        signals: WorkerSignals,
+        signals: Ends,
         metrics: WorkerMetrics | None = None,
         *,
         ends: bool = False,
         clock: Clock = time.monotonic,
+        about: str = "",
     ) -> None:
-        """With `ends`, the first failure is raised instead, unless a signal has arrived before it."""
+        """With `ends`, the first failure is raised instead, unless a signal has arrived before it.
+
+        Lines of the log begin with `about`.
+        """
         self._signals = signals
         self._metrics = metrics
         self._ends = ends
         self._clock = clock
+        self._about = about
         self._waits: Backoffs[str] = Backoffs()
         self._well_since: dict[str, float] = {}
         """By kind of error: since when all calls have succeeded; `inf` while none has."""
@@ -91,13 +107,13 @@ class Retrier:
     def warn(self, error: ImError) -> None:
         """Log why the worker waits, unless that was logged within the last minute."""
         if self._trouble.is_news(error):
-            log.warning("waiting: %s", one_line(str(error)))
+            log.warning("%swaiting: %s", self._about, one_line(str(error)))
             self._has_warned = True
 
     def succeeded(self) -> None:
         """Note a success, also in the midst of an attempt; log it after a warning."""
         if self._has_warned:
-            log.info("going on")
+            log.info("%sgoing on", self._about)
             self._has_warned = False
         if not self._well_since:
             return
@@ -148,16 +164,22 @@ def run(
             # Loaded modules stay. A collector that does not look at them takes a quarter less of a busy worker's time.
             gc.collect()
             gc.freeze()
-            is_drained = False  # a burst steps once at least: a step does more than handle entries
-            while not is_drained:
-                count = retrier.call(worker.step)
+            for count in serve(worker, retrier, metrics, burst=burst):
                 handled += count
-                metrics.stepped(count)
-                log.debug("%d entries handled in a step", count)
-                is_drained = burst and retrier.call(worker.drained)
     except Stopped:
         pass
     log.info("ended; %d entries handled", handled)
+
+
+def serve(worker: Worker, retrier: Retrier, metrics: WorkerMetrics, *, burst: bool) -> Iterator[int]:
+    """Yield the number of entries of each step, until Stopped is raised or a burst is drained."""
+    is_drained = False  # a burst steps once at least: a step does more than handle entries
+    while not is_drained:
+        count = retrier.call(worker.step)
+        metrics.stepped(count)
+        log.debug("%d entries handled in a step", count)
+        yield count
+        is_drained = burst and retrier.call(worker.drained)
 
 
 def check_server(settings: Settings) -> None:
@@ -172,6 +194,16 @@ def check_server(settings: Settings) -> None:
 @contextmanager
 def _opened(factory: WorkerFactory, settings: Settings, metrics: WorkerMetrics, needs_sql: bool) -> Iterator[Worker]:
     with (
+        opened(settings, needs_sql) as (client, database),
+        closing_worker(factory(client, database, settings, metrics)) as worker,
+    ):
+        yield worker
+
+
+@contextmanager
+def opened(settings: Settings, needs_sql: bool) -> Iterator[tuple[RedisClient, Database]]:
+    """Open the servers of a worker, with functions and, if it `needs_sql`, tables as this program has them."""
+    with (
         closing(RedisClient.connect(settings)) as client,
         Database.connect(settings.database_url, data_dir=settings.data_dir) as database,
     ):
@@ -182,11 +214,16 @@ def _opened(factory: WorkerFactory, settings: Settings, metrics: WorkerMetrics, 
             database.refuse_newer()
         client.new_partitions = database.partitions() or client.new_partitions
         log.info("started: Redis at %s, SQL at %s", client.address, database.address)
-        worker = factory(client, database, settings, metrics)
+        yield client, database
+
+
+@contextmanager
+def closing_worker(worker: Worker) -> Iterator[Worker]:
+    """Close the worker at the end, in order if its server answers."""
+    try:
+        yield worker
+    finally:
         try:
-            yield worker
-        finally:
-            try:
-                worker.close()
-            except ImError as error:
-                log.warning("not ended in order, which harms nothing: %s", one_line(str(error)))
+            worker.close()
+        except ImError as error:
+            log.warning("not ended in order, which harms nothing: %s", one_line(str(error)))

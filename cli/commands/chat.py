@@ -40,6 +40,11 @@ def _sending_options(function: Callable[..., None]) -> Callable[..., None]:
             help="A JSON object beside the text, for programs: commands show it with --json only.",
         ),
         click.option(
+            "--durable",
+            type=click.Choice(["none", "replicated", "fsynced"]),
+            help="Wait until a replica has it, or the server's disk.",
+        ),
+        click.option(
             "--queue",
             is_flag=True,
             help="If the server is away, let it wait in the outbox: the next session, pull or send sends it.",
@@ -172,6 +177,8 @@ def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid:
     with run.chat() as chat:
         content = _content(text, chat.system.settings.max_content_bytes)
         if options["queue"]:
+            if options["durable"]:
+                raise click.UsageError("--durable is for what is sent now: set IM_DURABLE for the outbox")
             if client_msgid or not keeps:
                 raise click.UsageError("--queue chooses the client_msgid itself and needs the local database")
             _queue(run, chat, Draft(uid, content, meta=meta), gid, to_uid)
@@ -183,9 +190,10 @@ def _send(run: Invocation, text: str, options: dict[str, Any], gid: str, to_uid:
                 complain_of_refused(flushed)
                 if flushed.stopped_by:  # no later message may overtake it
                     raise TryAgain(f"not sent, since what waits in the outbox comes first: {flushed.stopped_by}")
+            how = {"client_msgid": client_msgid, "meta": meta, "durable": options["durable"]}
             if to_uid is None:
-                return chat.send(gid, content, sender_uid=uid, client_msgid=client_msgid, meta=meta)
-            return chat.send_direct(to_uid, content, sender_uid=uid, client_msgid=client_msgid, meta=meta)
+                return chat.send(gid, content, sender_uid=uid, **how)
+            return chat.send_direct(to_uid, content, sender_uid=uid, **how)
 
         size = len(content.encode(errors="replace")) + size_of(meta)
         _store(run, chat, uid, send_after_waiting, size=size, keeps=keeps)

@@ -34,6 +34,9 @@ _INSPECTIONS = (
 )
 """Further commands of `im stats`, `im health`, `im dead` and `im check`."""
 
+_ABILITIES = ("info",)
+"""Says whether a server can confirm that a replica or its disk has a message."""
+
 _PUBSUB = ("spublish", "ssubscribe", "sunsubscribe")
 
 _USER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
@@ -165,7 +168,7 @@ READER = Role(
 GATEWAY = Role(
     "gateway",
     (
-        *("%R~im:*", "&im:*", *_CONNECTING, *_allowed(_QUERIES, _PUBSUB)),
+        *("%R~im:*", "&im:*", *_CONNECTING, *_allowed(_QUERIES, _PUBSUB, _ABILITIES)),
         _selector(_keys_of(_USER_KEYS), _allowed(("fcall",))),
         *_selectors(_USER_COMMANDS),
         _renaming("idempotency_newer", "idempotency_older"),

@@ -17,14 +17,17 @@ from imcore import msgid as msgids
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable
 from imcore.streams import wire
 from imcore.streams.client import CHUNK, RedisClient
-from imcore.streams.keys import SEPARATOR, WITHDRAWN
+from imcore.streams.keys import SEPARATOR
 from imcore.streams.redis_errors import driver_errors
 from imcore.streams.server_info import primaries_of, servers_of
 from imcore.system import System
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 from imcore.util.deadlines import attempts
 
 log = logging.getLogger(__name__)
+
+_Note = tuple[str, bytes]
+"""A note of a recalled message, after the key that holds it."""
 
 Progress = Callable[[int, int], None]
 """Gets the number of servers that are done, and of all servers."""
@@ -41,10 +44,18 @@ _BY_HAND = "the append-only file at %s may still hold recalled texts: %s; let an
 
 
 def note_recalled(client: RedisClient, messages: Iterable[tuple[str, int]]) -> None:
-    """Note recalled messages, by gid and packed msgid. It may be repeated."""
-    for batch in batches(messages, CHUNK):
-        pairs = (word for gid, msgid in batch for word in (msgid, f"{gid}{SEPARATOR}{msgid}"))
-        client.execute_once("ZADD", WITHDRAWN, *pairs)
+    """Note recalled messages, by gid and packed msgid, each in the partition of its group. It may be repeated."""
+    for gid, msgids_of in grouped(messages).items():
+        for batch in batches(msgids_of, CHUNK):
+            pairs = (word for msgid in batch for word in (msgid, f"{gid}{SEPARATOR}{msgid}"))
+            client.execute_once("ZADD", client.space.group(gid).withdrawn, *pairs)
+
+
+def noted(client: RedisClient) -> list[_Note]:
+    """Return the notes of recalled messages, each with the key that holds it."""
+    held = [client.space.withdrawn(partition) for partition in range(client.space.partitions)]
+    answers = client.query_many([("ZRANGE", key, 0, -1) for key in held])
+    return [(key, note) for key, notes in zip(held, answers, strict=True) for note in notes]
 
 
 def wait_until_synced(client: RedisClient) -> None:
@@ -81,24 +92,25 @@ def count_kept(system: System) -> int:
     return sum(not is_gone for _, is_gone in _notes(system))
 
 
-def _notes(system: System) -> Iterator[tuple[bytes, bool]]:
+def _notes(system: System) -> Iterator[tuple[_Note, bool]]:
     """Yield the note of each recalled message, and whether its text has left the stream."""
     client = system.client
-    for batch in batches(client.query("ZRANGE", WITHDRAWN, 0, -1), CHUNK):
-        notes = [wire.text(note).rpartition(SEPARATOR) for note in batch]
+    for batch in batches(noted(client), CHUNK):
+        notes = [wire.text(note).rpartition(SEPARATOR) for _, note in batch]
         messages = [(client.space.group(gid).stream, msgids.unpack(int(msgid))) for gid, _, msgid in notes]
         pages = client.query_many([("XRANGE", stream, msgid, msgid) for stream, msgid in messages])
         for note, page in zip(batch, pages, strict=True):
             yield note, not any(wire.has_text(wire.values_of(fields)) for _, fields in page)
 
 
-def _rewrite_all(client: RedisClient, notes: Sequence[bytes], on_progress: Progress | None) -> int:
+def _rewrite_all(client: RedisClient, notes: Sequence[_Note], on_progress: Progress | None) -> int:
     """Rewrite the file of each primary; then delete the notes, if no rewrite failed. Return the number of rewrites."""
     rewrites = [_Rewrite(server, name or client.address) for name, server in primaries_of(client.driver)]
     _run(client, rewrites, on_progress)
     if not any(rewrite.has_failed for rewrite in rewrites):
-        for batch in batches(notes, CHUNK):
-            client.execute_once("ZREM", WITHDRAWN, *batch)
+        for key, own in grouped(notes).items():
+            for batch in batches(own, CHUNK):
+                client.execute_once("ZREM", key, *batch)
     return sum(rewrite.is_done for rewrite in rewrites)
 
 

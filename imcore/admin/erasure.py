@@ -27,7 +27,7 @@ from imcore.sql import erasures
 from imcore.streams import wire
 from imcore.streams.calls import erasure_calls, group_calls
 from imcore.streams.client import CHUNK, RedisClient
-from imcore.streams.keys import SEPARATOR, WITHDRAWN
+from imcore.streams.keys import SEPARATOR
 from imcore.streams.redis_errors import driver_errors
 from imcore.streams.server_info import servers_of
 from imcore.system import System
@@ -247,11 +247,10 @@ def _clean_rest(system: System, erasure: Erasure, found: _Found) -> None:
     for partition in range(space.partitions):
         gids = {**dict.fromkeys(found.deleted, ""), **found.moved}
         erasure.clean_dead_letters(partition, gids, by_partition.get(partition, ()))
-    for batch in batches(client.query("ZRANGE", WITHDRAWN, 0, -1), CHUNK):
-        for note in batch:
-            gid, _, msgid = wire.text(note).rpartition(SEPARATOR)
-            if erasure.uid in (pair_of(gid) or ()) or gid in found.moved:
-                # The note of another chat is not needed: the end of the erasure adds one for all.
-                append_only.note_recalled(client, [(found.moved[gid], int(msgid))] if gid in found.moved else [])
-                client.execute_once("ZREM", WITHDRAWN, note)
+    for key, note in append_only.noted(client):
+        gid, _, msgid = wire.text(note).rpartition(SEPARATOR)
+        if erasure.uid in (pair_of(gid) or ()) or gid in found.moved:
+            # The note of another chat is not needed: the end of the erasure adds one for all.
+            append_only.note_recalled(client, [(found.moved[gid], int(msgid))] if gid in found.moved else [])
+            client.execute_once("ZREM", key, note)
     erasures.forget_deleted(system.database, found.deleted)

@@ -16,7 +16,7 @@ from imcore.settings import Settings
 from imcore.sql.database import Database
 from imcore.streams import urls
 from imcore.streams.client import RedisClient, open_client
-from imcore.streams.consumers import KINDS, WorkerStats, count_alive, worker_stats
+from imcore.streams.consumers import KINDS, WorkerStats, alive_in, worker_stats
 from imcore.streams.job_queue import job_queue
 from imcore.streams.server_info import user_of
 
@@ -95,7 +95,7 @@ def _of_redis(settings: Settings, max_age_s: float) -> Iterator[Health]:
         yield _redis(client)
         backlogs = {stats.worker: stats for stats in worker_stats(client)}
         for kind in KINDS:
-            yield _worker(kind, count_alive(client.query_many, kind), backlogs.get(kind), max_age_s)
+            yield _worker(kind, min(alive_in(client, kind).values()), backlogs.get(kind), max_age_s)
         yield _dead_letters(client)
 
 

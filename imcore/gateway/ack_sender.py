@@ -61,6 +61,8 @@ class AckSender:
     _backoffs: Backoffs[str] = field(default_factory=Backoffs)
     _database_backoffs: Backoffs[str] = field(default_factory=Backoffs)
     _sent: _Sent | None = None
+    _read: _Sent | None = None
+    """Those whose answers are being waited for."""
 
     def __post_init__(self) -> None:
         self._all = tuple(self.buffers.values())
@@ -117,6 +119,11 @@ class AckSender:
         takes = (buffer.take_due(math.inf) if sessions is None else buffer.take_of(sessions) for buffer in self._all)
         return [group for taken in takes for group in taken]
 
+    def holds(self, session: Session) -> bool:
+        """Return whether something that a session has confirmed was not sent yet, or not answered."""
+        sent = [group for each in (self._sent, self._read) if each for group in each.acks]
+        return any(buffer.holds(session) for buffer in self._all) or any(group.holds(session) for group in sent)
+
     def abandon(self) -> Effects[None]:
         """Read and ignore the answers that are still to come."""
         sent, self._sent = self._sent, None
@@ -128,11 +135,14 @@ class AckSender:
         sent, self._sent = self._sent, None
         if sent is None or sent.answers is None:
             return []
+        self._read = sent
         try:
             answers = yield from FinishCalls(sent.answers)
         except BaseException:
             self._requeue([*sent.acks, *sent.spared.values()])
             raise
+        finally:
+            self._read = None
         refused = self._postpone(sent, answers)
         try:
             raise_what_stops_all(answers)

@@ -95,7 +95,7 @@ class GroupAcks:
         """Note of the sessions of some users that what they ack stays private."""
         for recipients in self.messages.values():
             for session in (session for each in recipients for session in each.sessions if session.uid in uids):
-                session.acks_privately = True
+                (session.whole or session).acks_privately = True
 
     def _like(self) -> "GroupAcks":
         """Return acks of the same kind that have no messages yet."""
@@ -114,10 +114,18 @@ class GroupAcks:
         self.shared |= other.shared
         self.seqs.update(other.seqs)
 
+    def holds(self, session: Session) -> bool:
+        """Return whether there is something that a session has confirmed."""
+        own = {session.as_recipients, *self._shared_of(session)}
+        return any(not own.isdisjoint(recipients) for recipients in self.messages.values())
+
+    def _shared_of(self, session: Session) -> list[Recipients]:
+        return [each for each in self.shared if session in each.session_set]
+
     def remove(self, session: Session) -> dict[int, int]:
         """Remove a session; return the messages that it has confirmed, and since when."""
         own, removed = session.as_recipients, {}
-        shared = [each for each in self.shared if session in each.session_set]
+        shared = self._shared_of(session)
         for each in shared:
             self.ended.setdefault(each, set()).add(session)
         for msgid, recipients in self.messages.items():
@@ -218,6 +226,15 @@ class AckBuffer:
                 waiting.merge(group)
             waiting.due = not_before
             self._requeued_due = min(self._requeued_due, not_before)
+
+    def holds(self, session: Session) -> bool:
+        """Return whether something waits here that a session has confirmed."""
+        return any(
+            places[gid].holds(session)
+            for places in (self._waiting, self._requeued)
+            for gid in session.gids
+            if gid in places
+        )
 
     def _take_requeued(self, now: float) -> list[GroupAcks]:
         if self._requeued_due > now:

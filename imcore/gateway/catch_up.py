@@ -246,6 +246,4 @@ class CatchUp:
                 self.joined(session, gid)
         self._receipt_delivery.fetch([session])
         self._own_positions.add([session])
-        if session.is_synced:
-            session.reconnects += 1
-        session.is_synced = True
+        session.synced()

@@ -19,7 +19,7 @@ UNCONFIRMED_CHANGES = 5000
 
 @dataclass(eq=False, slots=True)
 class Inbox:
-    """The channels of a user, one of each partition, of which `missing` are not subscribed yet."""
+    """The channels of a user, one of each served partition, of which `missing` are not subscribed yet."""
 
     uid: str
     missing: int
@@ -88,7 +88,7 @@ class Channels:
         for subscribers in self.groups.values():
             subscribers.is_subscribed = False
         for inbox in self._inboxes.values():
-            inbox.missing = self._space.partitions
+            inbox.missing = len(self._space.served)
 
     def has_changes(self) -> bool:
         return bool(self._to_drop or self._to_add) and self._free() > 0

@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from imcore import msgid as msgids
 from imcore.errors import InvalidInput
@@ -14,14 +14,17 @@ from imcore.model.values import HistoryPage, Receipt
 
 if TYPE_CHECKING:
     from imcore.gateway.core import Core
+    from imcore.gateway.spanning import SpanningCore
+
+C = TypeVar("C", bound="Core | SpanningCore")
 
 
-class Confirmations:
+class Confirmations(Generic[C]):
     """Passes on what clients confirm. A driver is one of these."""
 
     def __init__(self, options: GatewayOptions) -> None:
         self._options = options
-        self._core: Core | None = None
+        self._core: C | None = None
         """Made for the first session: the server may be unreachable before."""
         self._checked, self._packed = ("", ""), 0
         """The last gid and msgid, and the packed msgid: many clients receive one message one after the other."""

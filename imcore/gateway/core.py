@@ -18,15 +18,14 @@ After a gap in the seqs or a lost subscription it pulls, and a session that has 
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
 
-from imcore.errors import ConfigurationError, ImError, InvalidInput, NotMember, RedisUnavailable, TryAgain, UnknownGroup
+from imcore.errors import ImError, InvalidInput, RedisUnavailable, TryAgain
 from imcore.gateway.ack_sender import ack_sender
 from imcore.gateway.catch_up import CatchUp
 from imcore.gateway.channels import ChannelOwner, Channels, Inbox, Resubscription
-from imcore.gateway.cursor import ResumePoint
 from imcore.gateway.delivery_queue import DeliveryQueue
 from imcore.gateway.fanout import Event, NewMessage, ReceiptsChanged, Session
+from imcore.gateway.opening import Opening
 from imcore.gateway.options import GatewayOptions
 from imcore.gateway.own_positions import OwnPositions
 from imcore.gateway.request import SessionRequest
@@ -34,13 +33,9 @@ from imcore.gateway.scheduler import Scheduler
 from imcore.gateway.sessions import Heartbeat, ReceiptConfirmation, ReceiptDelivery
 from imcore.gateway.subscribers import GroupSubscribers
 from imcore.model.values import Receipt
-from imcore.operations import queries
-from imcore.operations.effects import Effects, call_each, raised
+from imcore.operations.effects import Effects
 from imcore.settings import Settings
 from imcore.streams import wire
-from imcore.streams.calls import group_calls
-from imcore.streams.calls.call import Call
-from imcore.streams.calls.group_calls import Position
 from imcore.streams.keys import Keyspace
 from imcore.streams.wire import PONG, PUSHED, SUBSCRIBED, UNSUBSCRIBED, PubSubEvent
 from imcore.util.backoff import Clock, ThrottledLog
@@ -70,6 +65,7 @@ class Core:
         )
         polls = options.receipts == "poll"
         self._heartbeat = Heartbeat(space, settings, self._sessions, self._receipts, polls, log, clock, self._erased)
+        self._opening = Opening(space, self._sessions, self._heartbeat, self._positions, self._catch_up)
         every_s, on_open = self._heartbeat.every_s, self._receipts.forget_versions
         self._resubscription = Resubscription(self._channels, every_s, on_open, clock)
         # Resubscription is last: channels that the others open are then subscribed in the same step.
@@ -93,35 +89,9 @@ class Core:
     def sessions(self) -> Collection[Session]:
         return self._sessions.values()
 
-    def open(self, request: SessionRequest) -> Effects[Session]:
-        """Begin a session. See `Gateway.open`."""
-        session = Session(request.uid, request.most, request.tag)
-        gids = (yield from queries.groups_of(self._space, [session.uid]))[session.uid]
-        positions = yield from self._open_at_server(session, gids)
-        for gid, position in zip(gids, positions, strict=True):
-            if isinstance(position, Position):
-                session.starts[gid] = start = request.start_in(gid, position)
-                session.resume_points[gid] = ResumePoint(start.begin)
-                self._positions.begin(session, gid, position, skips=request.skips(gid, start))
-            elif not isinstance(position, NotMember | UnknownGroup):  # something is wrong in that group alone
-                known = request.after.get(gid)
-                session.resume_points[gid] = None if known is None else ResumePoint(known)
-                session.whole_after[gid] = known or 0
-        self._sessions[session.sid] = session
-        self._catch_up.resync(session)
-        for gid in list(session.resume_points):
-            self._catch_up.follow(session, gid)
-        return session
-
-    def _open_at_server(self, session: Session, gids: Sequence[str]) -> Effects[list[Position | ImError]]:
-        """Open a session; return the user's position in each group."""
-        calls: list[Call[Any]] = [group_calls.position(self._space, gid, session.uid) for gid in gids]
-        *positions, opened = yield from call_each([*calls, self._heartbeat.call(session, opens=True)])
-        raised(opened)
-        for position in positions:
-            if isinstance(position, TryAgain | ConfigurationError):
-                raise position
-        return positions
+    def open(self, request: SessionRequest, part: Session | None = None) -> Effects[Session]:
+        """Begin a session, or the part of one that this core has. See `Gateway.open`."""
+        return self._opening.open(request, part or Session(request.uid, request.most, request.tag))
 
     def pause(self, session: Session) -> None:
         self._set_paused(session, True)
@@ -179,6 +149,10 @@ class Core:
             self._acks.forget(ending)
         self._heartbeat.end_soon(ending)
         self._forget(ending)
+
+    def holds(self, session: Session) -> bool:
+        """Return whether `flush` has something to send of a session, or to wait for."""
+        return self._acks.holds(session) or self._confirmation.holds(session.uid)
 
     def _erased(self, session: Session) -> None:
         """End a session whose user was erased. There is nothing to end at the server, and nothing to ack."""

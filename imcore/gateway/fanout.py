@@ -5,7 +5,7 @@ for one session and for a thousand, and so does a pull.
 """
 
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,7 +50,9 @@ class Session:
 
     `starts` says for each of the user's groups where the session began. `is_synced`: it is subscribed, and its user's
     groups were fetched. `reconnects` counts the syncs after lost subscriptions and pauses: receipts may have been
-    missed. Read it in the thread of its gateway; only `tag` may be changed.
+    missed. `silent`: the partitions of a cluster whose groups it does not have yet, since their node has not answered;
+    it is told of each as of one that was joined, once that node is back. Read it in the thread of its gateway; only
+    `tag` may be changed.
     """
 
     uid: str
@@ -60,22 +62,31 @@ class Session:
     is_synced: bool = False
     is_paused: bool = False
     reconnects: int = 0
-    starts: dict[str, SessionStart] = field(default_factory=dict)
+    silent: tuple[int, ...] = ()
+    starts: MutableMapping[str, SessionStart] = field(default_factory=dict)
     """By gid, of the groups of its user at `open`."""
-    cursors: "dict[str, Cursor]" = field(default_factory=dict)
+    cursors: "MutableMapping[str, Cursor]" = field(default_factory=dict)
     """By gid, of the groups that it follows. Other sessions at the same point have the same cursor."""
-    resume_points: "dict[str, ResumePoint | None]" = field(default_factory=dict)
+    resume_points: "MutableMapping[str, ResumePoint | None]" = field(default_factory=dict)
     """By gid, of the groups that it does not follow now. None: at the user's ack offset."""
-    whole_after: dict[str, int] = field(default_factory=dict)
+    whole_after: MutableMapping[str, int] = field(default_factory=dict)
     """By gid, of groups in which it was handed no message up to here (packed), though its user may not have them."""
-    known_offsets: dict[str, int] = field(default_factory=dict)
+    known_offsets: MutableMapping[str, int] = field(default_factory=dict)
     """By gid, the newest offset (packed) that its client knows: it has acked so far, or was told. See `starts`, too."""
-    known_bookmarks: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    known_bookmarks: MutableMapping[str, tuple[int, int] | None] = field(default_factory=dict)
     """By gid, what lies beside the offset, where there was anything; None if it has changed since it was asked for."""
     acks_privately: bool = False
     """Whether an ack of it has left its user's offset behind: the user's receipts are off."""
     paused_gids: set[str] | None = None
     """While it follows nothing, since it is paused: the groups that it follows again once it is resumed."""
+    whole: "Session | None" = field(default=None, repr=False)
+    """The session of the caller of which this is the part in one lane."""
+    parts: "tuple[Session, ...]" = field(default=(), repr=False)
+    """Those in the lanes, by partition. The fields by gid show those of all of them."""
+    beats: bool = True
+    """Whether it is kept alive at the server: a part is if its lane has the partition of its user."""
+    is_late: bool = False
+    """Whether its partition was silent when the caller got the session."""
     as_recipients: "Recipients" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -101,6 +112,15 @@ class Session:
         since = self.whole_after.get(gid, 0)
         return since if msgid > since else None
 
+    def synced(self) -> None:
+        """Note that it is subscribed, and that its user's groups were fetched."""
+        if self.is_synced:
+            self.reconnects += 1
+        self.is_synced = True
+        if whole := self.whole:
+            whole.is_synced = all(part.is_synced for part in whole.parts)
+            whole.reconnects = sum(part.reconnects for part in whole.parts)
+
     def forget_position(self, gid: str) -> None:
         """Note that the client was not told the newest position of its user after all."""
         self.known_offsets.pop(gid, None)
@@ -120,6 +140,11 @@ class Recipients:
     @cached_property
     def uids(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(session.uid for session in self.sessions))
+
+    @cached_property
+    def whole(self) -> "Recipients":
+        """The sessions of the caller: these are their parts in one lane."""
+        return Recipients(session.whole or session for session in self.sessions)
 
     def without(self, sessions: Collection[Session]) -> "Recipients":
         if self.session_set.isdisjoint(sessions):

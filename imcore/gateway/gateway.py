@@ -8,16 +8,16 @@ again.
 import logging
 import reprlib
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Self, TypeVar, Unpack
 
-from imcore.errors import DatabaseUnavailable, ImError, InvalidInput, RedisUnavailable, TryAgain
+from imcore.errors import ImError, InvalidInput, RedisUnavailable, TryAgain
 from imcore.gateway.confirmations import Confirmations
 from imcore.gateway.core import Core
 from imcore.gateway.fanout import Event, Session
 from imcore.gateway.options import GatewayOptions, SessionOptions
 from imcore.gateway.request import SessionRequest, StartMode
+from imcore.gateway.rest import LONGEST_WAIT_S, DatabaseRest
 from imcore.model.limits import is_number
 from imcore.operations.effects import (
     ChangeChannels,
@@ -36,34 +36,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LONGEST_WAIT_S = 3600.0
-"""Operating systems limit one wait."""
 
-_SQL_PAUSE_FACTOR = 5
-"""After a database has failed, it is left alone for this many times as long as its answer took."""
-
-
-class DatabaseRest:
-    """Leaves a database alone after it has failed: while it is silent each attempt stops all sessions for seconds."""
-
-    def __init__(self) -> None:
-        self._problem, self._until = "", 0.0
-
-    @contextmanager
-    def attempt(self) -> Iterator[None]:
-        """Query the database in a `with`. Raise DatabaseUnavailable if that failed a moment ago."""
-        begun = time.monotonic()
-        if begun < self._until:
-            raise DatabaseUnavailable(self._problem)
-        try:
-            yield
-        except DatabaseUnavailable as error:
-            now = time.monotonic()
-            self._problem, self._until = str(error), now + _SQL_PAUSE_FACTOR * (now - begun)
-            raise
-
-
-class Gateway(Confirmations):
+class Gateway(Confirmations[Core]):
     """Sessions that share a connection. One thread uses it; only `wake` may be called from any thread."""
 
     def __init__(self, performer: Performer, settings: Settings, **options: Unpack[SessionOptions]) -> None:

@@ -153,6 +153,9 @@ class ReceiptConfirmation:
         yield from self._confirm(self._next(self._clock()))
         self._due = min((max(self._due, self._backoffs.until(uid)) for uid in self._received), default=math.inf)
 
+    def holds(self, uid: str) -> bool:
+        return uid in self._received
+
     def flush(self, uids: Collection[str] | None) -> Effects[None]:
         """Confirm all that these senders have got, or all senders. Raise TryAgain where that cannot be done now."""
         known = self._received.keys() if uids is None else self._received.keys() & uids
@@ -227,7 +230,7 @@ class Heartbeat:
 
     def end_soon(self, sessions: Sequence[Session]) -> None:
         """End sessions at the server as soon as it answers. Without an answer they expire."""
-        self._to_end.add(sessions)
+        self._to_end.add(session for session in sessions if session.beats)
 
     def beat_now(self) -> None:
         self._next = 0.0
@@ -244,7 +247,7 @@ class Heartbeat:
         now = self._clock()
         if self._sessions and self._next <= now:
             self._next = now + self.every_s
-            self._to_beat.add(self._sessions.values())
+            self._to_beat.add(session for session in self._sessions.values() if session.beats)
             self._receipt_delivery.rotate_versions()
             if self._polls_receipts:
                 self._receipt_delivery.fetch(self._sessions.values())

@@ -3,9 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from imcore import msgid as msgids
+
+Durable = Literal["none", "replicated", "fsynced"]
+"""What a send waits for beyond storing a message: nothing, a replica that has it, or the server's disk."""
+REPLICATED: Durable = "replicated"
+FSYNCED: Durable = "fsynced"
 
 
 @dataclass(frozen=True, slots=True)

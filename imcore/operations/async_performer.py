@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any, TypeVar, cast
 
 from imcore.errors import DatabaseOpening
+from imcore.operations.durability import ConfirmDurable, RequireDurable
 from imcore.operations.effects import (
     Effect,
     Effects,
@@ -19,6 +20,8 @@ from imcore.operations.effects import (
 )
 from imcore.operations.performer import Performer
 from imcore.streams.aio.client import AsyncAnswers, AsyncRedisClient
+from imcore.streams.aio.shared_waits import SharedWaits
+from imcore.streams.durability import SentMessages
 from imcore.system import System
 from imcore.util.steps import perform_async, stream_async
 from imcore.util.threads import in_thread
@@ -36,6 +39,7 @@ class AsyncPerformer:
         self.system = system
         self.client = AsyncRedisClient(system.client)
         self._synchronous = Performer(system)
+        self._waits = SharedWaits(self._synchronous.durability)
         self._queries = asyncio.Semaphore(_MOST_QUERIES)
 
     def open_early(self) -> None:
@@ -43,6 +47,7 @@ class AsyncPerformer:
         self._synchronous.open_early()
 
     async def close(self) -> None:
+        self._waits.close()
         try:
             await self.client.close()
         finally:
@@ -88,7 +93,16 @@ class AsyncPerformer:
                 return await cast("AsyncAnswers[Any]", started)()
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
+            case RequireDurable():
+                return await self._require(effect)
+            case ConfirmDurable(kind, gid, msgids):
+                return await self._waits.confirm(kind, SentMessages(gid, msgids))
         raise AssertionError(f"{effect} is for a driver with a subscription")
+
+    async def _require(self, effect: RequireDurable) -> None:
+        await self.client.space()
+        if not self._synchronous.durability.is_checked(effect.kind, effect.gid):
+            await self.client.in_turn(lambda: self._synchronous.perform_one(effect))
 
     async def _in_thread(self, query: SqlQuery[T]) -> T:
         async with self._queries:

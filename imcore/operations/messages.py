@@ -19,8 +19,8 @@ from imcore.model.limits import (
     check_time_ms,
 )
 from imcore.model.meta import check_meta, size_of
-from imcore.model.values import Draft, Message
-from imcore.operations import creation, queries
+from imcore.model.values import Draft, Durable, Message
+from imcore.operations import creation, durability, queries
 from imcore.operations.effects import Effects, GetKeyspace, Pages, call, call_each, raised
 from imcore.operations.groups import group, groups_of
 from imcore.settings import Settings
@@ -37,32 +37,43 @@ CONTENT_PER_CALL = 1 << 20
 
 
 def send(
-    settings: Settings, gid: str, draft: Draft, *, client_msgid: str | None, sent_at: datetime | None
+    settings: Settings,
+    gid: str,
+    draft: Draft,
+    *,
+    client_msgid: str | None,
+    sent_at: datetime | None,
+    durable: Durable | None = None,
 ) -> Effects[Message]:
     """See `Chat.send`. The draft has neither the client_msgid nor the time yet."""
     check_name(gid, "gid")
     checked = _with_client_msgid(draft, client_msgid, settings)
     sent_at_ms = None if sent_at is None else check_time(sent_at)
-    return (yield from _send_one(settings, gid, checked._replace(sent_at_ms=sent_at_ms)))
+    return (yield from _send_one(settings, gid, checked._replace(sent_at_ms=sent_at_ms), durable))
 
 
-def _send_one(settings: Settings, gid: str, draft: Draft) -> Effects[Message]:
-    [sent] = yield from _send(gid, [draft], settings)
+def _send_one(settings: Settings, gid: str, draft: Draft, durable: Durable | None) -> Effects[Message]:
+    [sent] = yield from _send_durably(settings, gid, [draft], durable)
     return raised(sent)
 
 
-def send_direct(settings: Settings, uid: str, draft: Draft, *, client_msgid: str | None) -> Effects[Message]:
+def send_direct(
+    settings: Settings, uid: str, draft: Draft, *, client_msgid: str | None, durable: Durable | None = None
+) -> Effects[Message]:
     gid = gid_of(uid, draft.sender_uid)
     # What the send refuses is refused here already: else the chat would be created and nothing said in it.
     checked = _with_client_msgid(draft, client_msgid, settings)
+    yield from durability.require(durability.kind_of(durable, settings), gid)
     yield from creation.create(gid, sorted({uid, draft.sender_uid}))
-    return (yield from _send_one(settings, gid, checked))
+    return (yield from _send_one(settings, gid, checked, durable))
 
 
-def send_many(settings: Settings, gid: str, drafts: Iterable[Draft]) -> Effects[list[Message | ImError]]:
+def send_many(
+    settings: Settings, gid: str, drafts: Iterable[Draft], *, durable: Durable | None = None
+) -> Effects[list[Message | ImError]]:
     check_name(gid, "gid")
     checked = [_checked(draft, settings) for draft in check_list(drafts, "drafts")]
-    return (yield from _send(gid, checked, settings))
+    return (yield from _send_durably(settings, gid, checked, durable))
 
 
 def _with_client_msgid(draft: Draft, client_msgid: str | None, settings: Settings) -> Draft:
@@ -82,6 +93,15 @@ def _checked(draft: Draft, settings: Settings) -> Draft:
     if draft.sent_at_ms is not None:
         check_time_ms(draft.sent_at_ms)
     return draft if draft.meta is None else draft._replace(meta=check_meta(draft.meta, settings.max_meta_bytes))
+
+
+def _send_durably(
+    settings: Settings, gid: str, drafts: Sequence[Draft], durable: Durable | None
+) -> Effects[list[Message | ImError]]:
+    kind = durability.kind_of(durable, settings)
+    yield from durability.require(kind, gid)
+    messages = yield from _send(gid, drafts, settings)
+    return (yield from durability.confirm(kind, gid, messages))
 
 
 def _send(gid: str, drafts: Sequence[Draft], settings: Settings) -> Effects[list[Message | ImError]]:

@@ -8,6 +8,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from imcore.errors import ConfigurationError, DatabaseNotReady, DatabaseOpening
+from imcore.operations.durability import ConfirmDurable, RequireDurable
 from imcore.operations.effects import (
     Effect,
     Effects,
@@ -21,6 +22,7 @@ from imcore.operations.effects import (
     Warn,
 )
 from imcore.streams.client import RedisClient
+from imcore.streams.durability import Durability, SentMessages
 from imcore.streams.keys import CONFIG
 from imcore.system import System
 from imcore.util.backoff import ThrottledLog
@@ -40,6 +42,7 @@ class Performer:
 
     def __init__(self, system: System) -> None:
         self.system = system
+        self.durability = Durability(system.client, system.settings.durable_ms)
         self._log = ThrottledLog(time.monotonic)
         self._opening: Thread | None = None
         self._is_abandoned = Event()
@@ -88,6 +91,7 @@ class Performer:
             )
 
     def close(self) -> None:
+        self.durability.close()
         opening, self._opening = self._opening, None
         if opening:
             self._is_abandoned.set()
@@ -127,6 +131,10 @@ class Performer:
                 return effect.run(self.history_database if effect.needs_data else self.system.database)
             case Warn(error, text):
                 return self._log.note(error, text)
+            case RequireDurable(kind, gid):
+                return self.durability.check(kind, gid)
+            case ConfirmDurable(kind, gid, msgids):
+                return self.durability.confirm(kind, [SentMessages(gid, msgids)])[0]
         return _perform_in_redis(self.system.client, effect)
 
 

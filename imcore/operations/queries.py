@@ -168,7 +168,7 @@ def groups_or_errors(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, 
     batch = [*(call for uid in uids for call in group_calls.groups_of(space, uid)), *group_calls.hidden(space)]
     answers = yield from call_apart(batch)
     rest = iter(answers)
-    listed = {uid: [next(rest) for _ in range(space.partitions)] for uid in uids}
+    listed = {uid: [next(rest) for _ in space.served] for uid in uids}
     hidden = list(rest)
     return {uid: _without(gids, hidden) for uid, gids in listed.items()}
 

@@ -33,7 +33,7 @@ DirtyPage = tuple[list[DirtyReceipt], DirtyCursor]
 
 
 def first_dirty(space: Keyspace) -> DirtyCursor:
-    return dict.fromkeys(range(space.partitions), 0)
+    return dict.fromkeys(space.served, 0)
 
 
 def dirty_receipts(

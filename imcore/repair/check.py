@@ -19,15 +19,12 @@ from imcore.repair.window import KIND, concerned_by_erasures, gids_of, lost_wate
 from imcore.sql import corrections, queries
 from imcore.streams import keys, wire
 from imcore.streams.calls import group_calls, repair_calls
-from imcore.streams.consumers import lives, silent_holders
+from imcore.streams.consumers import alive_in, lives, silent_holders
 from imcore.system import System
 from imcore.util.batches import batches, grouped
 
 AT_ONCE = 1000
 """The groups that one window compares, and the users that one round trip looks at."""
-
-_MOST_WORKERS = 32
-
 
 Progress = Callable[[int, int], None]
 """Gets the number of groups that have been compared, and of all groups."""
@@ -177,9 +174,8 @@ def _older(system: System, repair: bool) -> Iterator[Difference]:
 
 def _backlog(system: System) -> Iterator[Difference]:
     """Entries that are not stored are a difference if no worker runs that would store them."""
-    if lives(system.client, KIND, range(1, _MOST_WORKERS + 1)):
-        return
-    waiting = sum(1 for partition in range(system.client.space.partitions) for _ in undone(system.client, partition))
+    alone = [partition for partition, alive in alive_in(system.client, KIND).items() if not alive]
+    waiting = sum(1 for partition in alone for _ in undone(system.client, partition))
     if waiting:
         yield Difference(f"journal: no worker {KIND} runs", _entries(waiting), "not stored")
 

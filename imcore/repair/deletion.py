@@ -5,7 +5,7 @@ A repair leaves such a group alone: what is left of it on either side may not br
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from imcore import msgid as msgids
@@ -85,10 +85,11 @@ class _EnoughError(Exception):
 
 
 class Deletions:
-    """Ends the deletions whose processes have died, for a worker."""
+    """Ends the deletions whose processes have died, for a worker; with a partition, those of its groups."""
 
-    def __init__(self, system: System, trouble: ThrottledLog) -> None:
+    def __init__(self, system: System, trouble: ThrottledLog, partition: int | None = None) -> None:
         self._system = system
+        self._partition = partition
         self._trouble = trouble
         self._token = operations.new_token()
         self._until = 0.0
@@ -110,14 +111,21 @@ class Deletions:
     def _wanted(self, *, is_new: bool) -> dict[str, Deletion | None]:
         """Return the groups of which something may be left, with their deletions in SQL."""
         client, database = self._system.client, self._system.database
-        marked = [gid for gids in client.call_many(deletion_calls.being_deleted(client.space)) for gid in gids]
-        wanted: dict[str, Deletion | None] = {each.gid: each for each in deletion.unfinished(database)}
+        partitions = None if self._partition is None else [self._partition]
+        marks = client.call_many(deletion_calls.being_deleted(client.space, partitions))
+        marked = [gid for gids in marks for gid in gids]
+        wanted: dict[str, Deletion | None] = {each.gid: each for each in self._own(deletion.unfinished(database))}
         if is_new:
-            deletions = deletion.since(database, msgids.first_at(time.time_ns() // 1_000_000 - _RECENT_MS))
+            recent = deletion.since(database, msgids.first_at(time.time_ns() // 1_000_000 - _RECENT_MS))
+            deletions = self._own(recent)
             remaining = set(remains(self._system, deletions))
             wanted |= {each.gid: each for each in deletions if each.gid in remaining}
         known = deletion.known(database, marked)
         return wanted | {gid: known.get(gid) for gid in marked}
+
+    def _own(self, deletions: Iterable[Deletion]) -> list[Deletion]:
+        space = self._system.client.space
+        return [each for each in deletions if self._partition in {None, space.partition_of(each.gid)}]
 
     def _end(self, gid: str, known: Deletion | None) -> None:
         try:

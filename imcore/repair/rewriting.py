@@ -7,7 +7,7 @@ serves all texts of a group that wait. A rewrite that is killed has changed noth
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 
@@ -39,8 +39,10 @@ OnStep = Callable[[], None]
 class Rewriting:
     """The rewrites of one worker. Several workers may rewrite at the same time."""
 
-    def __init__(self, client: RedisClient) -> None:
+    def __init__(self, client: RedisClient, partition: int | None = None) -> None:
+        """Rewrite the groups of one partition, or all."""
         self._client = client
+        self._partitions = None if partition is None else [partition]
         self._look_at = 0.0
         self._trouble = ThrottledLog(time.monotonic)
 
@@ -55,7 +57,7 @@ class Rewriting:
         self._look_at = time.monotonic() + LOOK_EVERY_S
         ends, done = time.monotonic() + _LONGEST_LOOK_S, 0
         try:
-            for gid in due(self._client, WAIT_MS, GROUPS):
+            for gid in due(self._client, WAIT_MS, GROUPS, self._partitions):
                 done += self._rewrite(gid, on_step)
                 if time.monotonic() > ends or done >= GROUPS:
                     self._look_at = 0.0
@@ -85,10 +87,11 @@ def rewrite_all(client: RedisClient) -> int:
     return done
 
 
-def due(client: RedisClient, wait_ms: int, count: int) -> list[str]:
-    """Return groups whose recalled texts have waited for a time, about `count` of each partition."""
+def due(client: RedisClient, wait_ms: int, count: int, partitions: Iterable[int] | None = None) -> list[str]:
+    """Return groups whose recalled texts have waited for a time, about `count` of each partition, or of some."""
     space = client.space
-    calls = [rewrite_calls.due(space, partition, wait_ms, count) for partition in range(space.partitions)]
+    asked = range(space.partitions) if partitions is None else partitions
+    calls = [rewrite_calls.due(space, partition, wait_ms, count) for partition in asked]
     return list(chain.from_iterable(client.call_many(calls)))
 
 

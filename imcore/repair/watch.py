@@ -5,9 +5,9 @@ At times it also ends in Redis what processes that died had begun.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from imcore.errors import DatabaseUnavailable, ImError, RedisUnavailable, TryAgain
 from imcore.model.rows import WatermarkRow
@@ -44,18 +44,49 @@ _NOT_ENDED = "what processes that died left behind is not settled: %s"
 _IS_REBUILT = "Redis is being rebuilt from SQL: nothing is stored until that is done"
 
 
-class Watch:
-    """Looks at the watermarks at times, mends what is behind, and sets those of a worker."""
+class Facts(NamedTuple):
+    """What Redis says of its data as a whole. One node of a cluster has that, which may be silent."""
 
-    def __init__(self, client: RedisClient, database: Database, settings: Settings) -> None:
+    partitions: int
+    dataset: str | None
+    rebuilding: str
+    """The token of a rebuild that has begun and not ended, or ''."""
+    is_rebuilt: bool
+    """Whether the process of that rebuild lives."""
+
+
+def facts_of(client: RedisClient) -> Facts:
+    partitions, dataset, rebuilding = client.query("HMGET", keys.CONFIG, "partitions", "dataset", keys.REBUILDING)
+    token = (rebuilding or b"").decode()
+    is_rebuilt = bool(token) and client.call(journal_calls.is_held(keys.REBUILD, 1))
+    return Facts(int(partitions or 0), dataset.decode() if dataset else None, token, is_rebuilt)
+
+
+class Watch:
+    """Looks at the watermarks at times, mends what is behind, and sets those of a worker.
+
+    With a partition, it looks at that one alone, and sends nothing elsewhere: then `facts` returns what another node
+    says.
+    """
+
+    def __init__(
+        self,
+        client: RedisClient,
+        database: Database,
+        settings: Settings,
+        partition: int | None = None,
+        facts: Callable[[], Facts] | None = None,
+    ) -> None:
         self._system = System(client, database, settings)
+        self._partition = partition
+        self._facts = facts or (lambda: facts_of(client))
         self._every_s = settings.lease_ms / 1000
-        self._mended: list[str] | None = None
+        self._mended: dict[int, str] | None = None
         self._look_at = 0.0
         self._dataset: str | None = None
         self._heir = ""
         self._trouble = ThrottledLog(time.monotonic)
-        self._deletions = Deletions(self._system, self._trouble)
+        self._deletions = Deletions(self._system, self._trouble, partition)
         self._broken_off = ""
         """The token of a rebuild whose process has died."""
 
@@ -70,21 +101,30 @@ class Watch:
         is_new = self._dataset is None
         self._adopt()
         self._mend_all()
-        if self._broken_off:
-            self._end_rebuild()
-        end_abandoned(self._system.client, self._trouble)
-        has_more = self._dataset is not None and self._deletions.look(is_new=is_new)
+        has_more = bool(self._broken_off) and not self._end_rebuild()
+        end_abandoned(self._system.client, self._trouble, self._partitions())
+        if self._dataset is not None and self._deletions.look(is_new=is_new):
+            has_more = True
         before, self._mended = self._mended, self._states()
         if self._dataset is not None and not has_more:
             self._look_at = time.monotonic() + self._every_s
         return before is not None and before != self._mended
 
-    def _end_rebuild(self) -> None:
-        """End the rebuild that was broken off. Raise RedisUnavailable if another one has begun since."""
+    def _partitions(self) -> Sequence[int]:
+        return range(self._system.client.space.partitions) if self._partition is None else [self._partition]
+
+    def _end_rebuild(self) -> bool:
+        """End the rebuild that was broken off; return False if other partitions are not mended yet.
+
+        Raise RedisUnavailable if another one has begun since.
+        """
+        if self._partition is not None and self._unmended(range(self._system.client.space.partitions)):
+            return False
         if end_rebuild(self._system, self._broken_off):
             log.warning("the rebuild that was broken off is ended: what it left is reconciled")
         elif rebuild_token(self._system):
             raise RedisUnavailable(_IS_REBUILT)
+        return True
 
     def doubt(self) -> None:
         """Look at all again next time: the connection was lost, or SQL did not answer."""
@@ -106,7 +146,7 @@ class Watch:
             self._inherit(process, stored)
             stored = queries.watermarks(self._system.database)
         answers = self._system.client.call_many([self._call(row, newest[row.partition].id, stored) for row in rows])
-        if _OLDER in answers and not lost_watermarks(self._system):
+        if _OLDER in answers and not lost_watermarks(self._system, newest):
             return self.mark(process, entries)  # a new process has inherited some of these meanwhile
         for answer in answers:
             if answer != repair_calls.OK:
@@ -125,7 +165,7 @@ class Watch:
         """
         before: dict[int, dict[str, int]] = {}
         for (partition, consumer), mark in stored.items():
-            if consumer.partition(".")[0] == process.partition(".")[0]:
+            if partition in self._partitions() and consumer.partition(".")[0] == process.partition(".")[0]:
                 before.setdefault(partition, {})[consumer] = mark
         rows = [WatermarkRow(partition, process, max(marks.values())) for partition, marks in before.items()]
         client, space = self._system.client, self._system.client.space
@@ -144,23 +184,27 @@ class Watch:
         mended = self._mended[row.partition] if self._mended else ""
         return repair_calls.set_watermark(self._system.client.space, row, newest, repaired=mended, stored=known)
 
-    def _states(self) -> list[str]:
+    def _states(self) -> dict[int, str]:
         """Return a value of each partition that changes whenever somebody mends."""
-        client, space = self._system.client, self._system.client.space
-        fields = [("HGET", space.watermarks(p), repair_calls.REPAIRED) for p in range(space.partitions)]
-        return [(state or b"").decode() for state in client.query_many(fields)]
+        client, space, partitions = self._system.client, self._system.client.space, self._partitions()
+        fields = [("HGET", space.watermarks(p), repair_calls.REPAIRED) for p in partitions]
+        return {p: (state or b"").decode() for p, state in zip(partitions, client.query_many(fields), strict=True)}
+
+    def _unmended(self, partitions: Sequence[int]) -> dict[int, bool]:
+        """Return the partitions that need to be reconciled, and whether Redis is older than SQL there."""
+        behind = {partition for partition, _ in lost_watermarks(self._system, partitions)}
+        half_done = {p for p in partitions if unfinished(self._system, p)}
+        return {partition: partition in behind for partition in sorted(behind | half_done)}
 
     def _mend_all(self) -> None:
         """Reconcile each partition that needs it. Raise only afterwards, if one that is behind could not be."""
-        behind = {partition for partition, _ in lost_watermarks(self._system)}
-        half_done = {p for p in range(self._system.client.space.partitions) if unfinished(self._system, p)}
         problem = None
-        for partition in sorted(behind | half_done):
-            why = "Redis is older than SQL" if partition in behind else "somebody has died over mending it"
+        for partition, is_behind in self._unmended(self._partitions()).items():
+            why = "Redis is older than SQL" if is_behind else "somebody has died over mending it"
             try:
                 self._mend(partition, why)
             except TryAgain as error:
-                problem = error if partition in behind else problem
+                problem = error if is_behind else problem
         if problem:
             raise problem
 
@@ -176,29 +220,29 @@ class Watch:
         Raise RedisUnavailable or DatabaseUnavailable if these are different data.
         """
         client, database = self._system.client, self._system.database
-        partitions, dataset, rebuilding = client.query("HMGET", keys.CONFIG, "partitions", "dataset", keys.REBUILDING)
-        self._notice_rebuild((rebuilding or b"").decode())
+        facts = self._facts()
+        self._notice_rebuild(facts)
         if self._dataset is None:
             self._dataset = database.meta("dataset")
-        if self._dataset is None and dataset:
-            if _has_stored(client):
+        if self._dataset is None and facts.dataset:
+            if _has_stored(client) and database.meta("dataset") is None:  # else another lane has just begun
                 raise DatabaseUnavailable(
                     f"{database.address} is empty, though much of {client.address} has been stored: "
                     "set IM_DATABASE_URL; or, if that database is lost, run im check --repair"
                 )
-            self._dataset = dataset.decode()
-            database.bind(int(partitions), self._dataset)
-        elif self._dataset is not None and (dataset or b"").decode() != self._dataset:
+            self._dataset = facts.dataset
+            database.bind(facts.partitions, self._dataset)
+        elif self._dataset is not None and facts.dataset != self._dataset:
             raise RedisUnavailable(
                 f"{client.address} does not have the data that {database.address} has: set IM_DATABASE_URL or "
                 "IM_REDIS_URL if one is wrong; if Redis has lost its data, run im rebuild"
             )
 
-    def _notice_rebuild(self, token: str) -> None:
-        self._broken_off = token
-        if token and self._system.client.call(journal_calls.is_held(keys.REBUILD, 1)):
+    def _notice_rebuild(self, facts: Facts) -> None:
+        self._broken_off = facts.rebuilding
+        if facts.is_rebuilt:
             raise RedisUnavailable(_IS_REBUILT)
-        if token and self._trouble.is_due("broken off"):
+        if facts.rebuilding and self._trouble.is_due("broken off"):
             log.warning("a rebuild of Redis was broken off: what it left is reconciled now, group by group")
 
 
@@ -211,12 +255,14 @@ def _has_stored(client: RedisClient) -> bool:
 # What processes that died had begun.
 
 
-def end_abandoned(client: RedisClient, trouble: ThrottledLog) -> None:
+def end_abandoned(client: RedisClient, trouble: ThrottledLog, partitions: Sequence[int] | None = None) -> None:
     """Undo abandoned creations of groups, tell members that were not told, and cut sessions to their length.
 
-    Sessions last too long if the server's clock was put back. Raise nothing: warn by way of `trouble`.
+    In all partitions, or in some. Sessions last too long if the server's clock was put back. Raise nothing: warn by way
+    of `trouble`.
     """
-    space, partitions = client.space, range(client.space.partitions)
+    space = client.space
+    partitions = range(space.partitions) if partitions is None else partitions
     list(_answers(client, [session_calls.expire_online(space, p) for p in partitions], trouble))
     for gids_of, end_one in ((creation_calls.abandoned, _undo), (creation_calls.unnotified, _tell)):
         for gid in chain.from_iterable(_answers(client, [gids_of(space, p) for p in partitions], trouble)):

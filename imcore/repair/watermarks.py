@@ -42,7 +42,7 @@ def reconcile(system: System, partition: int) -> Mended:
     with PartitionLock(system, partition) as lock:
         stored = queries.watermarks(system.database)
         marks = {consumer: mark for (p, consumer), mark in stored.items() if p == partition}
-        lost = [in_sql for (p, _), (_, in_sql) in lost_watermarks(system).items() if p == partition]
+        lost = [in_sql for _, (_, in_sql) in lost_watermarks(system, [partition]).items()]
         after = msgids.first_at(msgids.time_ms(min(lost)) - RECENT_MS) if lost else NEVER
         raise_journals(system, [partition], marks.values())
         system.client.call(repair_calls.raise_versions(system.client.space, partition))

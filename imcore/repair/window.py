@@ -306,13 +306,13 @@ def concerned_by_erasures(system: System, gids: Sequence[str]) -> set[str]:
 # What was lost, and what is not ended.
 
 
-def lost_watermarks(system: System) -> dict[Place, tuple[int, int]]:
-    """Return the watermarks (packed ids) that Redis has lost: what it has, and what SQL has.
+def lost_watermarks(system: System, partitions: Collection[int] | None = None) -> dict[Place, tuple[int, int]]:
+    """Return the watermarks (packed ids) of partitions that Redis has lost: what it has, and what SQL has.
 
     Those of SQL are read first, since those of Redis only go forward.
     """
     client, space = system.client, system.client.space
-    stored = queries.watermarks(system.database)
+    stored = stored_watermarks(system, partitions)
     fields = client.query_many([("HGET", space.watermarks(p), consumer) for p, consumer in stored])
     actual = [int(mark) if mark and mark.isdigit() else 0 for mark in fields]
     behind = {place: (mark, stored[place]) for place, mark in zip(stored, actual, strict=True) if mark < stored[place]}
@@ -320,6 +320,12 @@ def lost_watermarks(system: System) -> dict[Place, tuple[int, int]]:
         now = queries.watermarks(system.database)
         behind = {place: sides for place, sides in behind.items() if place in now}
     return behind
+
+
+def stored_watermarks(system: System, partitions: Collection[int] | None = None) -> dict[Place, int]:
+    """Return the watermarks that SQL has, of some partitions or all."""
+    stored = queries.watermarks(system.database).items()
+    return {place: mark for place, mark in stored if partitions is None or place[0] in partitions}
 
 
 def unfinished(system: System, partition: int) -> set[str]:

@@ -1,24 +1,23 @@
 """The client of Redis: makes calls, repeats those that may be repeated, and loads the functions."""
 
-import uuid
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, Self, TypeVar
 
 from redis import Redis
-from redis.cluster import RedisCluster
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
-from imcore.streams import urls
-from imcore.streams.calls import group_calls
+from imcore.streams import configuration, urls
+from imcore.streams.answers import raised, result_of
 from imcore.streams.calls.call import Call, command_of
-from imcore.streams.keys import CONFIG, DEFAULT_PARTITIONS, Keyspace
+from imcore.streams.cluster import Cluster, server_of
+from imcore.streams.cluster_rounds import exchange_with_cluster
+from imcore.streams.keys import DEFAULT_PARTITIONS, Keyspace
 from imcore.streams.library import Library, is_missing
 from imcore.streams.redis_errors import DRIVER_ERRORS, LOST, address, driver_errors, translated
-from imcore.streams.rounds import Client, Run, Steps, exchange, refresh_slots, repeated, run
-from imcore.streams.server_info import primaries_of
+from imcore.streams.rounds import CALL_TIMEOUT_S, Client, Command, Limits, Run, Steps, exchange, repeated, run
 from imcore.streams.transport import InFlight, perform_step
 from imcore.util.batches import batches
 from imcore.util.steps import perform
@@ -27,11 +26,11 @@ T = TypeVar("T")
 Answers = Callable[[], list[T | ImError]]
 """Waits for the answers of calls in flight; a call that failed has its error in its place."""
 
+Query = tuple[str | int, ...]
+"""A plain command that only reads."""
+
 CHUNK = 500
 """The most calls of one round trip."""
-
-_UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""The errors of decoding an answer of the wrong form."""
 
 open_client = urls.open_client
 
@@ -44,15 +43,26 @@ class RedisClient:
     """
 
     def __init__(
-        self, client: Client | Callable[[], RedisCluster], *, partitions: int | None = None, url: str = ""
+        self,
+        client: Client | Callable[[], Cluster],
+        *,
+        partitions: int | None = None,
+        url: str = "",
+        timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
-        """`client` is a driver's client, or what opens one for a cluster when it is first needed."""
+        """`client` is a driver's client, or what opens one for a cluster when it is first needed.
+
+        `timeout_s`: a call is not repeated later.
+        """
         self._client = client
         self.address = address(url) if url else "Redis"
         self.is_cluster = not isinstance(client, Redis)
         self.departures = 0
         """How often a server was no primary any more. Connections from before may lead to a replica."""
+        self._limits = Limits(timeout_s)
         self._has_functions = False
+        """Whether the server has the functions; of a cluster: whether nodes are asked for them before their first
+        call."""
         self._wanted_partitions = partitions
         self.new_partitions = DEFAULT_PARTITIONS
         """The partition count of new data, unless `partitions` is given."""
@@ -61,9 +71,10 @@ class RedisClient:
     @classmethod
     def connect(cls, settings: Settings) -> Self:
         """Raise ConfigurationError for a wrong URL or option. Nothing is sent yet."""
-        opener: Any = urls.client_opener(settings.redis_url, block_ms=settings.block_ms)
+        timeout_s = settings.call_timeout_ms / 1000
+        opener: Any = urls.client_opener(settings.redis_url, timeout_s=timeout_s, block_ms=settings.block_ms)
         client = opener if urls.is_cluster(settings.redis_url) else opener()
-        return cls(client, partitions=settings.partitions, url=settings.redis_url)
+        return cls(client, partitions=settings.partitions, url=settings.redis_url, timeout_s=timeout_s)
 
     @cached_property
     def driver(self) -> Client:
@@ -82,10 +93,6 @@ class RedisClient:
         if callable(self._client) and "driver" not in vars(self):
             return
         self.driver.close()
-        if isinstance(self.driver, RedisCluster):  # which leaves those to its nodes open
-            for node in self.driver.get_nodes():
-                if node.redis_connection:
-                    node.redis_connection.connection_pool.disconnect()
 
     def upgrade(self) -> None:
         """Load the functions of this program where they are missing or older, now and whenever they are lost.
@@ -95,7 +102,7 @@ class RedisClient:
         self._library.upgrades = True
         self._has_functions = False
         self.require_functions(writes=True)
-        self.require_writes()
+        self.require_writes(of_all=False)
 
     def require_functions(self, *, writes: bool) -> None:
         """Make sure that the functions are loaded, as every call does; a caller that `writes` may load missing ones."""
@@ -104,21 +111,15 @@ class RedisClient:
                 self._attempt(lambda: self._library.require(writes=writes), repeatable=True)
             self._has_functions = True
 
-    def require_writes(self) -> None:
-        """Make sure that the server takes writes, every primary of a cluster. Nothing is changed.
+    def require_writes(self, *, of_all: bool = True) -> None:
+        """Make sure that the server takes writes, every primary of a cluster; or, not `of_all`, those that answer.
 
-        A command that writes begins with this: else it would succeed on a replica if there is nothing to write. Raise
-        RedisRefuses with the reason why the server takes no writes, RedisUnavailable.
+        Nothing is changed. A command that writes begins with this: else it would succeed on a replica if there is
+        nothing to write. Raise RedisRefuses with the reason why the server takes no writes, RedisUnavailable.
         """
-
-        def check() -> None:
-            for _, primary in primaries_of(self.driver):
-                execute: Callable[..., Any] = primary.execute_command
-                execute("FCALL", "im_check_writes", 0)
-
         with driver_errors(self.address):
             try:
-                self._attempt(check, repeatable=True)
+                self._attempt(partial(self._library.check_writes, of_all=of_all), repeatable=True)
             except ResponseError as error:
                 if isinstance(error, ReadOnlyError):
                     self._drop_connections()
@@ -131,7 +132,7 @@ class RedisClient:
 
         Raise ConfigurationError if the partition count asked for is not the one that the data was created with.
         """
-        [stored] = self.query_many([("HGET", CONFIG, "partitions")], any_library=True)
+        stored = configuration.stored_partitions(self)
         self._fixed = stored is not None
         partitions = int(stored or self._wanted_partitions or self.new_partitions)
         if self._wanted_partitions not in {None, partitions}:
@@ -140,41 +141,50 @@ class RedisClient:
                 f"set IM_PARTITIONS={partitions}, or unset it"
             )
         driver = self.driver  # of a cluster there is one database only
-        number = 0 if isinstance(driver, RedisCluster) else driver.connection_pool.connection_kwargs.get("db")
+        number = 0 if isinstance(driver, Cluster) else driver.connection_pool.connection_kwargs.get("db")
         return Keyspace(partitions, database=int(number or 0))
 
     def call(self, call: Call[T], *, repeatable: bool = True) -> T:
         """Make one call and return its answer.
 
         `repeatable`: a second run does no harm if the first answer got lost. After a lost connection the call is then
-        repeated a few times, within PATIENCE_S. Raise the ImError that the answer means, or RedisUnavailable,
-        RedisFull.
+        repeated a few times, within the time that a call may take. Raise the ImError that the answer means, or
+        RedisUnavailable, RedisFull.
         """
         [answer] = self.call_many([call], repeatable=repeatable)
         return answer
 
     def call_many(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T]:
         """Make calls in as few round trips as possible and return their answers in order; raise the first error."""
-        return [_raised(result) for result in self.call_each(batch, repeatable=repeatable)]
+        return [raised(result) for result in self.call_each(batch, repeatable=repeatable)]
 
-    def call_each(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T | ImError]:
-        """Make calls in as few round trips as possible; a call that fails has its error in its place."""
-        return perform(self.each(batch, repeatable=repeatable), perform_step)
+    def call_each(
+        self, batch: Sequence[Call[T]], *, repeatable: bool = True, others_s: float | None = None
+    ) -> list[T | ImError]:
+        """Make calls in as few round trips as possible; a call that fails has its error in its place.
 
-    def each(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> Steps[list[T | ImError]]:
+        `others_s`: how long to wait for the other nodes of a cluster once one has answered; None: as long as a call may
+        take. What a silent one was asked has RedisUnavailable in its place.
+        """
+        return perform(self.each(batch, repeatable=repeatable, others_s=others_s), perform_step)
+
+    def each(
+        self, batch: Sequence[Call[T]], *, repeatable: bool = True, others_s: float | None = None
+    ) -> Steps[list[T | ImError]]:
         """Return the steps of `call_each`."""
         if not self.is_prepared_for(batch):
             yield Run(partial(self.prepare, batch))
         results: list[T | ImError] = []
         for part in batches(batch, CHUNK):
             try:
-                answers = yield from exchange(self.driver, list(map(command_of, part)), repeatable=repeatable)
+                commands = list(map(command_of, part))
+                answers = yield from self._exchange(commands, self._writes(part), repeatable, others_s)
             except DRIVER_ERRORS as error:
                 raise translated(error, self.address) from error
             failed = [number for number, answer in enumerate(answers) if isinstance(answer, Exception)]
             if failed:
                 yield from self._handle(failed, part, answers, repeatable)
-            results += map(self._result, part, answers)
+            results += [result_of(call, answer, self.address) for call, answer in zip(part, answers, strict=True)]
         return results
 
     def _handle(
@@ -186,10 +196,21 @@ class RedisClient:
             yield Run(partial(self._load_again, part))
             commands = [command_of(part[number]) for number in missing]
             with driver_errors(self.address):
-                again = yield from exchange(self.driver, commands, repeatable=repeatable)
+                again = yield from self._exchange(commands, self._writes(part), repeatable)
             for number, answer in zip(missing, again, strict=True):
                 answers[number] = answer
         yield Run(partial(self._translate, answers, [call.gid for call in part]))
+
+    def _exchange(
+        self, commands: Sequence[Command], writes: bool | None, repeatable: bool, others_s: float | None = None
+    ) -> Steps[list[Any]]:
+        """Return the steps of a round trip. `writes`: whether any of these do; None: no function is needed."""
+        driver = self.driver
+        if not isinstance(driver, Cluster):
+            return exchange(driver, commands, repeatable=repeatable, limits=self._limits)
+        limits = self._limits if others_s is None else self._limits._replace(others_s=others_s)
+        prepare = None if writes is None else partial(self._library.prepare, writes)
+        return exchange_with_cluster(driver, commands, repeatable=repeatable, limits=limits, prepare=prepare)
 
     def start(self, batch: Sequence[Call[T]]) -> Answers[T]:
         """Send repeatable calls and return a function that waits for the answers that `call_each` returns.
@@ -219,33 +240,38 @@ class RedisClient:
         failed = [number for number, answer in enumerate(answers) if isinstance(answer, Exception)]
         if failed:
             yield from self._handle(failed, batch, answers, repeatable=True)
-        return list(map(self._result, batch, answers))
+        return [result_of(call, answer, self.address) for call, answer in zip(batch, answers, strict=True)]
 
     def query(self, *command: str | int) -> Any:
         """Return the answer of a plain command that only reads, as the driver decodes it."""
-        self.require_functions(writes=False)
+        if not self._has_functions:
+            self.require_functions(writes=False)
         with driver_errors(self.address):
             return self._attempt(lambda: self._execute_command(*command), repeatable=True)
 
-    def query_many(self, commands: Sequence[tuple[str | int, ...]], *, any_library: bool = False) -> list[Any]:
+    def query_many(self, commands: Sequence[Query], *, any_library: bool = False) -> list[Any]:
         """Return the raw answers of plain commands that only read, made in one round trip; raise the first error.
 
         With `any_library` they are made whatever functions are loaded.
         """
-        return [_raised(answer) for answer in self.query_each(commands, any_library=any_library)]
+        return [raised(answer) for answer in self.query_each(commands, any_library=any_library)]
 
-    def query_each(self, commands: Sequence[tuple[str | int, ...]], *, any_library: bool = False) -> list[Any]:
-        """Do as `query_many` does; a command that fails has its ImError in its place."""
-        return perform(self.queries(commands, any_library=any_library), perform_step)
+    def query_each(
+        self, commands: Sequence[Query], *, any_library: bool = False, others_s: float | None = None
+    ) -> list[Any]:
+        """Do as `query_many` does; a command that fails has its ImError in its place. `others_s`: see `call_each`."""
+        return perform(self.queries(commands, any_library=any_library, others_s=others_s), perform_step)
 
-    def queries(self, commands: Sequence[tuple[str | int, ...]], *, any_library: bool = False) -> Steps[list[Any]]:
+    def queries(
+        self, commands: Sequence[Query], *, any_library: bool = False, others_s: float | None = None
+    ) -> Steps[list[Any]]:
         """Return the steps of `query_each`."""
         if not commands:
             return []
         if not any_library and not self._has_functions:
             yield Run(partial(self.require_functions, writes=False))
         with driver_errors(self.address):
-            answers = yield from exchange(self.driver, commands, repeatable=True)
+            answers = yield from self._exchange(commands, None if any_library else False, True, others_s)
         if any(isinstance(answer, Exception) for answer in answers):
             yield Run(partial(self._translate, answers, [""] * len(answers)))
         return answers
@@ -256,37 +282,20 @@ class RedisClient:
             try:
                 return self._execute_command(*command)
             except LOST:
-                refresh_slots(self.driver)
+                if isinstance(self.driver, Cluster):
+                    self.driver.refresh()
                 raise
 
     def time_ms(self, key: str) -> int:
         """Return the clock of the server that has a key, in ms since 1970."""
 
-        def ask() -> tuple[int, int]:
-            if isinstance(self.driver, RedisCluster):
-                node = self.driver.get_node_from_key(key)
-                return self.driver.get_redis_connection(node).time()
-            return self.driver.time()
-
         with driver_errors(self.address):
-            seconds, micros = self._attempt(ask, repeatable=True)
+            seconds, micros = self._attempt(lambda: server_of(self.driver, key).time(), repeatable=True)
         return seconds * 1000 + micros // 1000
 
     def _attempt(self, attempt: Callable[[], T], repeatable: bool) -> T:
-        return perform(repeated(self.driver, partial(run, attempt), repeatable=repeatable), perform_step)
-
-    def _result(self, call: Call[T], answer: Any) -> T | ImError:
-        if isinstance(answer, ImError):
-            return answer
-        try:
-            return call.decode(answer)
-        except ImError as error:
-            return error
-        except _UNREADABLE as cause:  # the data was written by hand
-            about = f" about {call.gid!r}" if call.gid else ""
-            unreadable = ImError(f"{self.address} holds what cannot be read{about} ({call.function}): {cause!r}")
-            unreadable.__cause__ = cause
-            return unreadable
+        steps = repeated(self.driver, partial(run, attempt), repeatable=repeatable, limits=self._limits)
+        return perform(steps, perform_step)
 
     def _translate(self, answers: list[Any], gids: Sequence[str]) -> None:
         """Put ImErrors in the places of the driver's errors. This may ask the server what it is."""
@@ -305,7 +314,7 @@ class RedisClient:
     def _drop_connections(self) -> None:
         """Disconnect from a former primary: its host name may lead to the new one by now."""
         self.departures += 1
-        if not isinstance(self.driver, RedisCluster):
+        if not isinstance(self.driver, Cluster):
             self.driver.connection_pool.disconnect(inuse_connections=False)
 
     def is_prepared_for(self, batch: Sequence[Call[Any]]) -> bool:
@@ -313,14 +322,14 @@ class RedisClient:
 
     def prepare(self, batch: Sequence[Call[Any]]) -> None:
         """Require the functions and, before the first write, fix the partition count: two writers might differ."""
-        writes = any(call.writes for call in batch)
+        writes = self._writes(batch)
         self.require_functions(writes=writes)
         if self._fixed or not writes:
             return
         partitions = self.space.partitions
         if not self._fixed:
             self._fixed = True
-            stored, _ = self.call(group_calls.init(partitions, uuid.uuid4().hex))
+            stored = configuration.fix(self, partitions)
             if stored != partitions:
                 self._fixed = False
                 del self.space
@@ -328,10 +337,10 @@ class RedisClient:
 
     def _load_again(self, batch: Sequence[Call[Any]]) -> None:
         self._has_functions = False
-        self.require_functions(writes=any(call.writes for call in batch))
+        if isinstance(self.driver, Cluster):
+            self.driver.prepared.clear()
+        self.require_functions(writes=self._writes(batch))
 
-
-def _raised(result: T | ImError) -> T:
-    if isinstance(result, ImError):
-        raise result
-    return result
+    @staticmethod
+    def _writes(batch: Sequence[Call[Any]]) -> bool:
+        return any(call.writes for call in batch)

@@ -4,6 +4,9 @@ import errno
 import os
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import redis
@@ -18,6 +21,19 @@ _CLOSED = "Connection closed by server."
 """The driver's text for a server that hangs up before it answers."""
 _NOT_READ = b"-ERR Protocol error"
 _BROKEN = {errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED}
+
+
+_BEGUN_WITHIN: ContextVar[float | None] = ContextVar("begun_within", default=None)
+
+
+@contextmanager
+def begun_within(seconds: float) -> Iterator[None]:
+    """Let connections that begin in a `with` wait no longer for the server, whatever their timeouts are."""
+    token = _BEGUN_WITHIN.set(seconds)
+    try:
+        yield
+    finally:
+        _BEGUN_WITHIN.reset(token)
 
 
 class NotRedisError(RedisError):
@@ -44,6 +60,8 @@ class _ConnectionMixin:
 
     _sock: Any
     _parser: Any
+    socket_timeout: float | None
+    socket_connect_timeout: float | None
     pid: int
     _begins = _sends = False
     _unread: _Unread | None = None
@@ -57,7 +75,8 @@ class _ConnectionMixin:
             return
         self._begins, self._unread = True, None
         try:
-            super().connect_check_health(check_health, retry_socket_connect)  # type: ignore[misc]
+            with self._hurry():
+                super().connect_check_health(check_health, retry_socket_connect)  # type: ignore[misc]
         except InvalidResponse as error:
             raise NotRedisError(str(error)) from error
         except RedisConnectionError as error:
@@ -66,6 +85,23 @@ class _ConnectionMixin:
             raise
         finally:
             self._begins = False
+
+    @contextmanager
+    def _hurry(self) -> Iterator[None]:
+        """Wait no longer than `begun_within` says; then as long as ever."""
+        within_s = _BEGUN_WITHIN.get()
+        if within_s is None:
+            yield
+            return
+        usual_s, connect_s = self.socket_timeout, getattr(self, "socket_connect_timeout", None)
+        self.socket_timeout = self.socket_connect_timeout = within_s
+        try:
+            yield
+        finally:
+            self.socket_timeout, self.socket_connect_timeout = usual_s, connect_s
+            self._parser._socket_timeout = usual_s
+            if self._sock:
+                self._sock.settimeout(usual_s)
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         """Send. Raise what the driver raises, or the server's error about a command that it did not read to its end."""

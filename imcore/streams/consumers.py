@@ -174,16 +174,23 @@ class SilentHolder:
 
 
 def silent_holders(client: RedisClient, settings: Settings) -> tuple[SilentHolder, ...]:
-    """Return the processes with pending entries that have been silent for more than two leases (IM_LEASE_MS)."""
+    """Return the processes with pending entries that have been silent for more than two leases (IM_LEASE_MS).
+
+    On a cluster a process has a name in each partition; those of one name are counted as one.
+    """
     pending = _pending(client)
-    leases = dict(zip(pending, _leases(client.query_many, map(_lease_of, pending)), strict=True))
-    holders = []
-    for name, (entries, idle_ms) in sorted(pending.items()):
-        lives, is_too_long = leases[name]
+    leases = _leases(client.query_many, (_lease_of(name, p) for name, p in pending))
+    silent: dict[str, list[tuple[int, int | None]]] = {}
+    for ((name, _), (entries, idle_ms)), (lives, is_too_long) in zip(pending.items(), leases, strict=True):
         if is_too_long or (not lives and idle_ms > 2 * settings.lease_ms):
-            kind = name.rpartition("-")[0]
-            holders.append(SilentHolder(kind, name, entries, None if is_too_long else idle_ms))
-    return tuple(holders)
+            silent.setdefault(name, []).append((entries, None if is_too_long else idle_ms))
+    return tuple(_silent_holder(name, silent[name]) for name in sorted(silent))
+
+
+def _silent_holder(name: str, found: Sequence[tuple[int, int | None]]) -> SilentHolder:
+    idle_ms = [idle_ms for _, idle_ms in found if idle_ms is not None]
+    entries = sum(entries for entries, _ in found)
+    return SilentHolder(name.rpartition("-")[0], name, entries, min(idle_ms) if len(idle_ms) == len(found) else None)
 
 
 def lives(client: RedisClient, kind: str, slots: Iterable[int]) -> bool:
@@ -191,11 +198,20 @@ def lives(client: RedisClient, kind: str, slots: Iterable[int]) -> bool:
     return any(alive for alive, _ in _leases(client.query_many, [keys.lease(kind, slot) for slot in slots]))
 
 
-def count_alive(query: Query, kind: str) -> int:
+def alive_in(client: RedisClient, kind: str) -> dict[int, int]:
+    """Return by partition how many processes of a kind of worker serve it: a process holds a lease of each."""
+    partitions = range(client.space.partitions)
+    if client.is_cluster:
+        return {p: count_alive(client.query_many, kind, p) for p in partitions}
+    return dict.fromkeys(partitions, count_alive(client.query_many, kind))
+
+
+def count_alive(query: Query, kind: str, partition: int | None = None) -> int:
     """Return how many processes of a kind hold a lease and may have renewed it. The server needs no functions."""
     alive = 0
     for first in count(1, SLOTS):
-        living = sum(lives for lives, _ in _leases(query, [keys.lease(kind, first + n) for n in range(SLOTS)]))
+        slots = [keys.lease(kind, first + n, partition) for n in range(SLOTS)]
+        living = sum(lives for lives, _ in _leases(query, slots))
         alive += living
         if not living:  # a process takes the lowest free slot
             break
@@ -203,26 +219,30 @@ def count_alive(query: Query, kind: str) -> int:
 
 
 def missing_kinds(client: RedisClient) -> list[str]:
-    """Return the kinds of worker of which no process lives."""
-    return [kind for kind in KINDS if not count_alive(client.query_many, kind)]
+    """Return the kinds of worker of which no process serves some partition."""
+    return [kind for kind in KINDS if not min(alive_in(client, kind).values())]
 
 
-def _pending(client: RedisClient) -> dict[str, tuple[int, int]]:
-    """Return by consumer the number of its pending entries, and the time since its last command in ms."""
-    pending: dict[str, tuple[int, int]] = {}
-    for _, journal, group in _groups(client):
+def _pending(client: RedisClient) -> dict[tuple[str, int | None], tuple[int, int]]:
+    """Return by holder of a lease the number of its pending entries, and the time since its last command in ms.
+
+    A holder is a consumer's name, and its partition where each has leases of its own.
+    """
+    pending: dict[tuple[str, int | None], tuple[int, int]] = {}
+    for partition, journal, group in _groups(client):
         consumers = client.query("XINFO CONSUMERS", journal, group["name"].decode()) if group["pending"] else ()
         for consumer in consumers:
             name, idle_ms = consumer["name"].decode(), consumer["idle"]
             if consumer["pending"]:
-                entries, shortest_ms = pending.get(name, (0, idle_ms))
-                pending[name] = entries + consumer["pending"], min(idle_ms, shortest_ms)
+                holder = name, partition if client.is_cluster else None
+                entries, shortest_ms = pending.get(holder, (0, idle_ms))
+                pending[holder] = entries + consumer["pending"], min(idle_ms, shortest_ms)
     return pending
 
 
-def _lease_of(consumer: str) -> str:
+def _lease_of(consumer: str, partition: int | None) -> str:
     kind, _, slot = consumer.rpartition("-")
-    return keys.lease(kind, int(slot) if slot.isdecimal() else 0)
+    return keys.lease(kind, int(slot) if slot.isdecimal() else 0, partition)
 
 
 def _leases(query: Query, leases: Iterable[str]) -> list[tuple[bool, bool]]:

@@ -85,7 +85,7 @@ def _waiting_ms(query: Query, job_id: bytes | None) -> int:
 
 
 class JobsLease:
-    """The lease of a process on the lowest free slot: as `imcore.streams.journal.Lease`, without functions."""
+    """The lease of a process on the lowest free slot: as `imcore.streams.leases.Lease`, without functions."""
 
     def __init__(self, connection: "Redis", lease_ms: int) -> None:
         self._redis: Any = connection

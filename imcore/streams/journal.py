@@ -14,80 +14,28 @@ So each entry is handled at least once; handling it must be idempotent.
 import logging
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
 from typing import NamedTuple, TypeVar
 
 from imcore.errors import ImError, RedisUnavailable, UnknownGroup
 from imcore.metrics import WorkerMetrics
-from imcore.settings import Settings
+from imcore.settings import LONGEST_BLOCK_MS, Settings
 from imcore.streams import events, wire
 from imcore.streams.calls import journal_calls as calls
 from imcore.streams.calls.call import Call
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
 from imcore.streams.keys import Keyspace
-from imcore.streams.url_options import LONGEST_BLOCK_MS
+from imcore.streams.leases import Lease
 from imcore.util.batches import grouped
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CLUSTER_BLOCK_MS = 50
-"""On a cluster one command waits for one partition only; the others are read when it ends."""
+_PAUSE_S = 0.05
+"""On a cluster no command waits for several partitions. A journal of several looks at them after this time again."""
 LONGEST_REASON = 300
-
-
-class Lease:
-    """A process's lease on the lowest free name of its kind: `persist-1`, `persist-2`, ...
-
-    Names are few and stable, so that consumers do not pile up in Redis. A process that has not renewed its lease in
-    time counts as dead; if it is alive and another process has its name, it gets another name.
-    """
-
-    def __init__(self, client: RedisClient, kind: str, lease_ms: int) -> None:
-        self._client = client
-        self._kind = kind
-        self._lease_ms = lease_ms
-        self._token = uuid.uuid4().hex
-        self._slot = 0
-        self._renew_at = 0.0
-
-    @property
-    def name(self) -> str:
-        """The leased name; meaningless before `renew` and after `release`."""
-        return f"{self._kind}-{self._slot}"
-
-    @property
-    def process(self) -> str:
-        """The name, and part of a token that no other process with this name ever has."""
-        return f"{self.name}.{self._token[:12]}"
-
-    @property
-    def is_held(self) -> bool:
-        """Whether this process has a name."""
-        return bool(self._slot)
-
-    def renew(self) -> bool:
-        """Take the lease, or renew it when a third of it is over; return whether the name is new."""
-        if self._slot and (time.monotonic() < self._renew_at or self._try(self._slot)):
-            return False
-        if self._slot:
-            log.warning("%s did not renew its lease in time, and another process has its name", self.name)
-        self._slot = next(slot for slot in count(1) if self._try(slot))
-        return True
-
-    def release(self) -> None:
-        """Free the name: other processes may claim its open entries at once."""
-        if self._slot:
-            self._client.call(calls.lease(self._kind, self._slot, self._token, 0))
-            self._slot = 0
-
-    def _try(self, slot: int) -> bool:
-        self._renew_at = time.monotonic() + self._lease_ms / 3000
-        return self._client.call(calls.lease(self._kind, slot, self._token, self._lease_ms))
 
 
 class _Failed(NamedTuple):
@@ -101,16 +49,23 @@ class _Failed(NamedTuple):
 
 
 class Journal:
-    """All journals, for one process of a kind of worker."""
+    """The journals of some partitions, for one process of a kind of worker."""
 
     def __init__(
-        self, client: RedisClient, kind: str, settings: Settings, metrics: WorkerMetrics | None = None
+        self,
+        client: RedisClient,
+        kind: str,
+        settings: Settings,
+        metrics: WorkerMetrics | None = None,
+        partition: int | None = None,
     ) -> None:
+        """Serve one partition, with a lease for that one; or all partitions, with one lease for all."""
         self._client = client
         self._kind = kind
         self._settings = settings
         self._metrics = metrics or WorkerMetrics(kind)
-        self.lease = Lease(client, kind, settings.lease_ms)
+        self._partition = partition
+        self.lease = Lease(client, kind, settings.lease_ms, partition)
         self._has_groups = False  # whether the journals have the kind's consumer group
         self._open: dict[int, str] | None = None
         """The last open entry of this process that was read, by partition. None: all were read."""
@@ -118,7 +73,6 @@ class Journal:
         self._failed: dict[tuple[int, str], _Failed] = {}
         """Open entries of this process that have failed and will be retried, by partition and id."""
         self._claim_at = 0.0
-        self._turn = 0
         self._ends: list[str] | None = None
 
     def read(self, *, block_ms: int | None = None) -> list[Entry]:
@@ -175,6 +129,11 @@ class Journal:
             return False
         return True
 
+    def postpone(self, entry: Entry, wait_s: float) -> None:
+        """Leave an entry open that cannot be ended yet, through no fault of its own; it is read again in a while."""
+        self._in_hand -= 1
+        self._failed[entry.partition, entry.id] = _Failed(entry, time.monotonic() + wait_s)
+
     def reread_open(self) -> None:
         """Read this process's open entries again: the caller has dropped those that it had in hand."""
         self._open = {}
@@ -189,8 +148,9 @@ class Journal:
     def drained(self) -> bool:
         """Return whether the kind's workers have done all entries that existed at the first call of this."""
         if self._ends is None:
-            journals = self._client.space.journals()
-            newest = self._client.query_many([("XREVRANGE", key, "+", "-", "COUNT", 1) for key in journals])
+            space = self._client.space
+            commands = [("XREVRANGE", space.journal(p), "+", "-", "COUNT", 1) for p in self._partitions()]
+            newest = self._client.query_many(commands)
             self._ends = [entries[0][0].decode() if entries else "" for entries in newest]
         begins = self._in_each_partition(lambda space, p: calls.undone(space, p, [self._kind], only=True))
         return all(_order(begin or "") > _order(end) for begin, end in zip(begins, self._ends, strict=True) if end)
@@ -201,13 +161,20 @@ class Journal:
 
     def _renew(self) -> None:
         if self.lease.renew():
-            log.info("working as %s", self.lease.name)
+            log.info("%sworking as %s", self._about(), self.lease.name)
             self._failed.clear()  # another process has the open entries of the former name
             self.reread_open()  # a former process of this name may have left entries open
 
+    def _about(self) -> str:
+        """Return how a line of the log begins."""
+        return "" if self._partition is None else f"partition {self._partition}: "
+
+    def _partitions(self) -> Sequence[int]:
+        return range(self._client.space.partitions) if self._partition is None else [self._partition]
+
     def _in_each_partition(self, build: Callable[[Keyspace, int], Call[T]], *, repeatable: bool = True) -> list[T]:
         space = self._client.space
-        batch = [build(space, partition) for partition in range(space.partitions)]
+        batch = [build(space, partition) for partition in self._partitions()]
         return self._client.call_many(batch, repeatable=repeatable)
 
     def _read_open(self) -> list[Entry]:
@@ -239,14 +206,16 @@ class Journal:
 
     def _read_new(self, block_ms: int) -> list[Entry]:
         """Return new entries of all partitions; wait for the first one."""
-        partitions = range(self._client.space.partitions)
+        partitions = self._partitions()
         if block_ms and not self._client.is_cluster:
             return self._block(partitions, block_ms)
+        if block_ms and len(partitions) == 1:
+            return self._wait(partitions[0], block_ms)
         entries = self._read(None)
-        if entries or not block_ms:
-            return entries
-        self._turn = (self._turn + 1) % len(partitions)
-        return self._block([self._turn], min(CLUSTER_BLOCK_MS, block_ms))
+        if not entries and block_ms:
+            time.sleep(min(_PAUSE_S, block_ms / 1000))
+            entries = self._read(None)
+        return entries
 
     def _ours(self, entries: list[Entry]) -> list[Entry]:
         """Return the entries for this kind of worker; confirm requeued ones for other kinds."""
@@ -261,6 +230,11 @@ class Journal:
         self._client.call_many(
             [call for p, each in ids.items() for call in calls.done(space, p, self._kind, each, counts.get(p))]
         )
+
+    def _wait(self, partition: int, block_ms: int) -> list[Entry]:
+        how = {"count": self._settings.batch_size, "block_ms": min(block_ms, LONGEST_BLOCK_MS)}
+        call = calls.wait(self._client.space, partition, self._kind, self.lease.name, **how)
+        return [events.read(partition, *raw) for raw in self._client.call(call, repeatable=False)]
 
     def _block(self, partitions: Sequence[int], block_ms: int) -> list[Entry]:
         journals = {self._client.space.journal(p): p for p in partitions}
@@ -279,7 +253,7 @@ class Journal:
             return calls.read(space, p, self._kind, self.lease.name, start=start, count=self._settings.batch_size)
 
         pages = self._in_each_partition(read, repeatable=opened is not None)
-        return [events.read(p, *raw) for p, page in enumerate(pages) for raw in page]
+        return [events.read(p, *raw) for p, page in zip(self._partitions(), pages, strict=True) for raw in page]
 
     def _claim(self) -> None:
         """Claim the open entries of dead workers of this kind; and find entries that are open again under our own name.
@@ -295,18 +269,19 @@ class Journal:
             [calls.claim(space, p, self._kind, self.lease.name, name) for p, name in others if name in dead]
         )
         if sum(claimed):
-            log.info("%s claims %d open entries of %s", self.lease.name, sum(claimed), " and ".join(sorted(dead)))
+            names = " and ".join(sorted(dead))
+            log.info("%s%s claims %d open entries of %s", self._about(), self.lease.name, sum(claimed), names)
             self.reread_open()
 
     def _holders(self) -> list[tuple[int, str]]:
         """Return the consumers that have open entries, by partition."""
         consumers = self._in_each_partition(lambda space, p: calls.consumers(space, p, self._kind))
-        return [(p, name) for p, names in enumerate(consumers) for name in names]
+        return [(p, name) for p, names in zip(self._partitions(), consumers, strict=True) for name in names]
 
     def _without_lease(self, names: set[str]) -> set[str]:
         leases = re.compile(re.escape(self._kind) + "-([0-9]+)")
         slots = {name: int(match[1]) for name in names if (match := leases.fullmatch(name))}
-        held = self._client.call_many([calls.is_held(self._kind, slot) for slot in slots.values()])
+        held = self._client.call_many([calls.is_held(self._kind, slot, self._partition) for slot in slots.values()])
         return names - {name for name, is_held in zip(slots, held, strict=True) if is_held}
 
     @contextmanager

@@ -5,7 +5,8 @@ the tag: Redis takes the first braces only.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from functools import lru_cache
 
 DEFAULT_PARTITIONS = 8
@@ -14,8 +15,6 @@ REBUILDING = "rebuilding"
 """The field of CONFIG that exists from the beginning of a rebuild to its end, even if its process dies."""
 REBUILD = "rebuild"
 """The kind of the lease that a rebuild holds."""
-WITHDRAWN = "im:withdrawn"
-"""Recalled messages whose texts may still be in an append-only file: by packed msgid, the gid and that."""
 
 QUEUE = "imcore"
 """The queue of rq that the worker `jobs` works off."""
@@ -52,6 +51,7 @@ class GroupKeys:
         self.rewrites = f"{tag}rewrites"
         self.erasing = f"{tag}erasing"
         self.deleting = f"{tag}deleting"
+        self.withdrawn = f"{tag}withdrawn"
         self.version = f"{tag}version"
         self.receipts_off = f"{tag}receipts_off"
         self.channel = f"{tag}{channels}push:{gid}"
@@ -107,8 +107,13 @@ def _per_partition(kind: str) -> Callable[["Keyspace", int], str]:
 
 
 class Keyspace:
-    """The names for data of `partitions` partitions, in the database of that number on its server."""
+    """The names for data of `partitions` partitions, in the database of that number on its server.
 
+    `served` are the partitions that are asked about a user, and that listen for one: all, but for a `lane`.
+    """
+
+    config = _per_partition("config")
+    """On a cluster: a copy of CONFIG."""
     groups = _per_partition("groups")
     journal = _per_partition("journal")
     dead_letters = _per_partition("dead")
@@ -127,14 +132,23 @@ class Keyspace:
     rewrites = _per_partition("rewrites")
     erasing = _per_partition("erasing")
     deleting = _per_partition("deleting")
+    withdrawn = _per_partition("withdrawn")
+    """Recalled messages whose texts may still be in an append-only file: by packed msgid, the gid and that."""
     online = _per_partition("online")
     online_ms = _per_partition("online_ms")
 
     def __init__(self, partitions: int, *, database: int = 0) -> None:
         self.partitions = partitions
+        self.served: Sequence[int] = range(partitions)
         # A key belongs to a database of the server, a channel to all of them.
         self._channels = f"{database}:" if database else ""
         self.group = lru_cache(maxsize=4096)(self._group)
+
+    def lane(self, partition: int) -> "Keyspace":
+        """Return the same names, for those who serve one partition only."""
+        lane = copy(self)
+        lane.served = (partition,)
+        return lane
 
     def partition_of(self, name: str) -> int:
         """Return the partition of a gid or, for data that belongs to a user alone, of a uid."""
@@ -156,12 +170,13 @@ class Keyspace:
         return [self.journal(p) for p in range(self.partitions)]
 
     def inboxes(self, uid: str) -> list[str]:
-        """The channels of a user's receipts and memberships, by partition."""
-        return [f"{_tag(p)}{self._channels}inbox:{uid}" for p in range(self.partitions)]
+        """The channels of a user's receipts and memberships, by served partition."""
+        return [f"{_tag(p)}{self._channels}inbox:{uid}" for p in self.served]
 
 
-def lease(kind: str, slot: int) -> str:
-    return f"im:lease:{kind}:{slot}"
+def lease(kind: str, slot: int, partition: int | None = None) -> str:
+    """The lease of a process; with a partition, that of its lane, which is where the partition's other data is."""
+    return f"im:lease:{kind}:{slot}" if partition is None else f"im:lease:{{{partition}}}:{kind}:{slot}"
 
 
 def rq_job(job_id: str) -> str:

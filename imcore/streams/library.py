@@ -1,14 +1,19 @@
 """The functions in Redis: which version of them a server holds, and how they are loaded."""
 
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
-import redis
-from redis.cluster import RedisCluster
 from redis.exceptions import NoPermissionError, ResponseError
 
 from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
-from imcore.streams.server_info import primaries_of, servers_of
+from imcore.streams.cluster import Cluster
+from imcore.streams.cluster_rounds import VERSION_COMMAND, ask_primaries
+from imcore.streams.redis_errors import LOST
+from imcore.streams.rounds import OTHERS_S, Client
+from imcore.streams.server_info import servers_of
+from imcore.streams.transport import perform_step
+from imcore.util.steps import perform
 
 VERSION = 15
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
@@ -21,52 +26,89 @@ _FILES = (
 )
 """The files of `lua/` that make up the library. Each may use what earlier ones define."""
 
+_CHECK_WRITES = ("FCALL", "im_check_writes", 0)
 _MOST_TRIES = 5
 _WHAT_TO_DO = "start a worker of this imcore, or run `im db upgrade`"
 
 
 class Library:
-    """The Lua library of one server, or of all primaries of a cluster.
+    """The Lua library of one server, or of each node of a cluster before its first call.
 
     A caller that only reads never loads it. A caller that writes loads it where there is none at all. An older one
     is replaced only if `upgrades` is set: by a worker, or by an operator who means it.
     """
 
-    def __init__(self, client: redis.Redis | RedisCluster, where: str) -> None:
+    def __init__(self, client: Client, where: str) -> None:
         self._client = client
         self._where = where
         self.upgrades = False
 
     def require(self, *, writes: bool) -> None:
-        """Make sure that the functions of this program are loaded.
+        """Make sure that the server holds the functions of this program, and all nodes of a cluster that answer.
 
-        Raise RedisUnavailable if they are missing or older and may not be loaded, ConfigurationError if newer ones are,
-        RedisRefuses if they do not stay.
+        A node that is silent is asked before its first call. Raise RedisUnavailable if they are missing or older and
+        may not be loaded, or if no node answers; ConfigurationError if newer ones are; RedisRefuses if they do not
+        stay.
         """
-        for _, node in list(primaries_of(self._client)):
-            tries = 0
-            while (found := self._version(node)) < VERSION:
-                self._check_may_load(found, writes)
-                tries += 1
-                if tries > _MOST_TRIES:
-                    raise RedisRefuses(f"{self._where} loses the functions of imcore as soon as they are loaded")
-                self._load(node, replace=found > 0, is_last=tries == _MOST_TRIES)
-            if found > VERSION:
-                raise ConfigurationError(
-                    f"{self._where} holds the functions of a newer imcore (version {found}; this program has "
-                    f"{VERSION}): upgrade imcore"
-                )
+        if not isinstance(self._client, Cluster):
+            self._require(self._client, self._version(self._client), writes)
+            return
+        answers = perform(ask_primaries(self._client, VERSION_COMMAND, OTHERS_S), perform_step)
+        for name, answer in answers.items():
+            if not isinstance(answer, LOST):
+                node = self._client.get_node(node_name=name)
+                self.prepare(writes, name, self._client.get_redis_connection(node), answer)
+        raise_if_all_lost(answers)
+
+    def check_writes(self, *, of_all: bool) -> None:
+        """Have the server refuse a write if it takes none, every primary of a cluster; or those that answer."""
+        if not isinstance(self._client, Cluster):
+            execute: Callable[..., Any] = self._client.execute_command
+            execute(*_CHECK_WRITES)
+            return
+        answers = perform(ask_primaries(self._client, _CHECK_WRITES, None if of_all else OTHERS_S), perform_step)
+        raise_if_all_lost(answers)
+        for answer in answers.values():
+            if isinstance(answer, Exception) and (of_all or not isinstance(answer, LOST)):
+                raise answer
+
+    def prepare(self, writes: bool, name: str, node: Any, answer: Any) -> None:
+        """Do as `require` does for one node of a cluster, which gave this answer to VERSION_COMMAND."""
+        if not isinstance(self._client, Cluster):
+            return
+        found = self._found(answer) if isinstance(answer, Exception) else int(answer)
+        self._require(node, found, writes)
+        self._client.prepared.add(name)
+
+    def _require(self, node: Any, found: int, writes: bool) -> None:
+        tries = 0
+        while found < VERSION:
+            self._check_may_load(found, writes)
+            tries += 1
+            if tries > _MOST_TRIES:
+                raise RedisRefuses(f"{self._where} loses the functions of imcore as soon as they are loaded")
+            self._load(node, replace=found > 0, is_last=tries == _MOST_TRIES)
+            found = self._version(node)
+        if found > VERSION:
+            raise ConfigurationError(
+                f"{self._where} holds the functions of a newer imcore (version {found}; this program has "
+                f"{VERSION}): upgrade imcore"
+            )
 
     def _version(self, node: Any) -> int:
         """Return the loaded version, 0 without one."""
         try:
-            return int(node.execute_command("FCALL_RO", "im_version", 0))
+            return int(node.execute_command(*VERSION_COMMAND))
         except ResponseError as error:
-            if is_missing(error):
-                return 0
-            if stranger := self.stranger(error):
-                raise stranger from error
-            raise
+            return self._found(error)
+
+    def _found(self, error: Exception) -> int:
+        """Return the version 0 if an error says that there is no such function. Else raise it."""
+        if is_missing(error):
+            return 0
+        if stranger := self.stranger(error):
+            raise stranger from error
+        raise error
 
     def stranger(self, error: Exception) -> ConfigurationError | None:
         """Return what a server is that does not know a command and is not just too old; None for another error."""
@@ -101,6 +143,13 @@ class Library:
         except ResponseError as error:
             if "already exists" not in str(error) or is_last:  # another process may have loaded them
                 raise
+
+
+def raise_if_all_lost(answers: Mapping[str, Any]) -> None:
+    """Raise the first error of the answers of all nodes of a cluster, if not one of them has answered."""
+    if all(isinstance(answer, LOST) for answer in answers.values()):
+        for answer in answers.values():
+            raise answer
 
 
 def is_missing(answer: object) -> bool:

@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import redis
-from redis.cluster import RedisCluster
 
 from imcore.errors import ConfigurationError, ImError, RedisUnavailable
 from imcore.streams.client import RedisClient
+from imcore.streams.cluster import Cluster
 from imcore.streams.keys import Keyspace
 from imcore.streams.redis_errors import driver_errors
 from imcore.streams.rounds import Client
@@ -145,8 +145,8 @@ class Subscription:
 
 
 def key_of_each_slot(space: Keyspace) -> list[tuple[str, str]]:
-    """Return queries that go to each slot with our data."""
-    return [("EXISTS", key) for key in space.journals()]
+    """Return queries that go to each slot with our data, of the served partitions."""
+    return [("EXISTS", space.journal(p)) for p in space.served]
 
 
 @contextmanager
@@ -163,14 +163,14 @@ def subscription_errors(where: str) -> Iterator[None]:
 
 def by_slot(client: Client, channels: Iterable[str]) -> Iterator[list[str]]:
     """Yield channels that one command may name: those of one slot of a cluster, not too many."""
-    slot_of = client.keyslot if isinstance(client, RedisCluster) else lambda _: 0
+    slot_of = client.keyslot if isinstance(client, Cluster) else lambda _: 0
     for names in grouped((slot_of(channel), channel) for channel in channels).values():
         yield from batches(names, CHUNK)
 
 
 def node_of(client: Client, channel: str) -> tuple[str, redis.Redis]:
     """Return the node that has a channel, with its name. A single server has the name ""."""
-    if not isinstance(client, RedisCluster):
+    if not isinstance(client, Cluster):
         return "", client
     node = client.get_node_from_key(channel)
     return node.name, client.get_redis_connection(node)

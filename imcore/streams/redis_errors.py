@@ -6,7 +6,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from redis import exceptions as driver
 
@@ -14,9 +14,20 @@ from imcore.errors import ConfigurationError, ImError, RedisFull, RedisRefuses, 
 from imcore.settings import CHAT_URL
 from imcore.streams.calls.call import ERRORS, error_of
 from imcore.streams.connections import HungUpError, NotRedisError
+from imcore.streams.places import places_of
 
 LOST = (driver.ConnectionError, driver.TimeoutError, driver.ClusterDownError, driver.SlotNotCoveredError, OSError)
 """No answer came: the command may have run or not."""
+
+
+class LostNodeError(driver.ConnectionError):
+    """What was lost was the connection to this node of a cluster; the cause says how."""
+
+    def __init__(self, node: str, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.node = node
+        self.__cause__ = cause
+
 
 DRIVER_ERRORS = (driver.RedisError, driver.RedisClusterException, OSError)
 
@@ -97,19 +108,14 @@ def address(url: str) -> str:
         return "the given text"
     try:
         parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
+        hosts = ",".join(map(str, places_of(parts.netloc)))
     except ValueError:
         return f"{scheme}://..."
     # An @ behind the host: the password has a / ? or # in it, and the "host" is a part of it.
     is_path = scheme == "unix" and not parts.netloc
     if "@" in f"{parts.path}{parts.query}{parts.fragment}" and not is_path:
         return f"{scheme}://..."
-    return f"{scheme}://{_host(parts)}{port}{_path(scheme, parts.path)}"
-
-
-def _host(parts: SplitResult) -> str:
-    host = parts.hostname or ""
-    return f"[{host}]" if ":" in host else host
+    return f"{scheme}://{hosts}{_path(scheme, parts.path)}"
 
 
 def _path(scheme: str, path: str) -> str:
@@ -133,6 +139,8 @@ def translated(error: Exception, where: str, gid: str = "", *, variable: str = C
     """
     error = _error_of_node(error)
     where = address(where) if "://" in where else where
+    if isinstance(error, LostNodeError) and isinstance(error.__cause__, Exception):
+        where, error = f"{where.partition('://')[0]}://{error.node}", error.__cause__
     text = _answer_of(error)
     if refusal := _rights(error, text, where, variable) or _refusal(error, text, where):
         return refusal

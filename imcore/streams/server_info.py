@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis
-from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
+
+from imcore.streams.cluster import Cluster
 
 OLDEST: Mapping[str, tuple[int, int]] = {"Valkey": (7, 2), "Redis": (7, 0)}
 """The oldest versions that have all that imcore needs, by the name of the server."""
@@ -39,40 +40,48 @@ class ServerInfo:
     saves_snapshots: bool | None = None
     uncounted_bytes: int | None = None
     """A push of this size or more is not counted in a subscriber's output buffer (Valkey 9)."""
+    replicas: int | None = None
+    """How many replicas are connected."""
 
     @property
     def is_too_old(self) -> bool:
         """Whether it is known to be older than what imcore needs."""
-        return self.version is not None and _numbers(self.version) < OLDEST[self.server or "Redis"]
+        return is_older(self, OLDEST[self.server or "Redis"])
 
 
-def servers_of(client: "redis.Redis | RedisCluster", *, asks_config: bool = True) -> Iterator[ServerInfo]:
+def servers_of(client: "redis.Redis | Cluster", *, asks_config: bool = True) -> Iterator[ServerInfo]:
     """Yield the information of a server, or of each primary of a cluster. Raise what the driver raises.
 
     What a user has no right to ask is unknown: that is no error. But the server logs it, so leave out CONFIG GET for
     a user who is known to have no right to it.
     """
     for name, node in primaries_of(client):
-        yield _info_of(node, name, asks_config)
+        yield info_of(node, name, asks_config=asks_config)
 
 
-def primaries_of(client: "redis.Redis | RedisCluster") -> Iterator[tuple[str, redis.Redis]]:
+def primaries_of(client: "redis.Redis | Cluster") -> Iterator[tuple[str, redis.Redis]]:
     """Yield the server of a client with the name "", or each primary of a cluster with its host and port."""
-    if not isinstance(client, RedisCluster):
+    if not isinstance(client, Cluster):
         yield "", client
         return
     for node in client.get_primaries():
         yield node.name, client.get_redis_connection(node)
 
 
-def user_of(client: "redis.Redis | RedisCluster") -> str | None:
+def user_of(client: "redis.Redis | Cluster") -> str | None:
     """Return the user name of a client, None for the default user."""
-    source = client.nodes_manager if isinstance(client, RedisCluster) else client.connection_pool
+    source = client.nodes_manager if isinstance(client, Cluster) else client.connection_pool
     user: str | None = source.connection_kwargs.get("username")
     return user
 
 
-def _info_of(client: redis.Redis, node: str, asks_config: bool) -> ServerInfo:
+def is_older(info: ServerInfo, version: tuple[int, int]) -> bool:
+    """Return whether a server is known to be older than a version."""
+    return info.version is not None and _numbers(info.version) < version
+
+
+def info_of(client: redis.Redis, node: str, *, asks_config: bool) -> ServerInfo:
+    """Return the information of one server; see `servers_of`."""
     info = _answer(client, "INFO")
     config = _answer(client, "CONFIG GET", *_SETTINGS) if asks_config else {}
     server = None if not info else "Valkey" if "valkey_version" in info else "Redis"
@@ -93,6 +102,7 @@ def _info_of(client: redis.Redis, node: str, asks_config: bool) -> ServerInfo:
         no_appendfsync_on_rewrite=_is(config.get("no-appendfsync-on-rewrite"), "yes"),
         saves_snapshots=None if "save" not in config else bool(config["save"]),
         uncounted_bytes=int(uncounted) if uncounted and uncounted.isdecimal() else None,
+        replicas=info.get("connected_slaves"),
     )
 
 

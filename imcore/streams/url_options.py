@@ -13,16 +13,11 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from imcore.errors import ConfigurationError
-
-LONGEST_BLOCK_MS = 5000
-"""A worker waits for journal entries no longer, whatever IM_BLOCK_MS says."""
+from imcore.settings import BLOCK_SLACK_MS, LONGEST_BLOCK_MS
 
 FEWEST_CONNECTIONS = 3
 """rq's worker hears commands on one connection, and needs two more for a job whose dependents it watches; a gateway
 needs one for acks in flight, and one for queries; everything else needs one."""
-
-_SLACK_MS = 1000
-"""How late a busy server may answer at the end of a wait."""
 
 _LONGEST_S = 86_400
 
@@ -184,7 +179,7 @@ def _check_together(options: Mapping[str, Any], where: str) -> None:
 
 def _check_timeout(socket_timeout: float | None, where: str, block_ms: int) -> None:
     waits_ms = min(block_ms, LONGEST_BLOCK_MS)
-    shortest = (waits_ms + _SLACK_MS) / 1000
+    shortest = (waits_ms + BLOCK_SLACK_MS) / 1000
     if socket_timeout is not None and socket_timeout < shortest:
         raise ConfigurationError(
             f"{where} has a wrong option: socket_timeout={socket_timeout:g} is too short, since workers wait up to "

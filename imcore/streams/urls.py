@@ -13,15 +13,16 @@ from urllib.parse import unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
-from redis.cluster import RedisCluster
 from redis.retry import Retry
 
 from imcore.errors import ConfigurationError
+from imcore.streams.cluster import Cluster
 from imcore.streams.connections import TcpConnection, TlsConnection, UnixConnection
+from imcore.streams.places import Place, places_of
 from imcore.streams.redis_errors import address, driver_errors
 from imcore.streams.url_options import CLUSTER, TCP, TLS, TLS_CLUSTER, UNIX, options_of
 
-Client = redis.Redis | RedisCluster
+Client = redis.Redis | Cluster
 
 _CONNECTIONS = {
     TCP: TcpConnection,
@@ -56,7 +57,7 @@ def client_opener(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 1
         if scheme not in _CONNECTIONS or not url.isprintable():
             raise ValueError("not a Redis URL")
         options = {**_keepalive(scheme), "socket_timeout": timeout_s, **options_of(url, where, block_ms)}
-        place = _place(url)
+        place, places = _place(url), _places(url)
     except ValueError:  # its text may be a part of a password
         raise ConfigurationError(f"{where} is {_wrong_with(scheme)}") from None
     _check_files(options, where)
@@ -64,12 +65,15 @@ def client_opener(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 1
     retry = Retry(NoBackoff(), 0)
     if not is_cluster(url):
         return partial(redis.Redis.from_url, place, retry=retry, **options)
+    options.setdefault("socket_connect_timeout", options["socket_timeout"])
     if options.pop("db", 0):
         raise ConfigurationError(f"{where} names a database number, and a cluster has one database only: leave it out")
 
-    def open_cluster() -> RedisCluster:
+    user, separator, _ = urlsplit(url).netloc.rpartition("@")
+
+    def open_cluster() -> Cluster:
         with driver_errors(url):
-            return RedisCluster.from_url(place, retry=retry, **options)
+            return Cluster(places, f"{user}{separator}", retry=retry, **options)
 
     return open_cluster
 
@@ -89,9 +93,15 @@ def _place(url: str) -> str:
         if parts.hostname or not unquote(parts.path).strip("/"):
             raise ValueError("no path of a socket")
         return f"unix://{parts.netloc}{parts.path}"
-    if parts.port == 0:  # the driver would take its default
-        raise ValueError("no port")
     return f"redis://{parts.netloc}"  # the connection's class decides about TLS
+
+
+def _places(url: str) -> list[Place]:
+    """Return the hosts of a URL. Raise ValueError for several of one server."""
+    places = places_of(urlsplit(url).netloc)
+    if len(places) > 1 and not is_cluster(url):
+        raise ValueError("several hosts")
+    return places
 
 
 def _wrong_with(scheme: str) -> str:

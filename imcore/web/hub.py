@@ -178,10 +178,15 @@ class Hub:
             raise TooManySockets(f"{uid!r} has {most} sockets, as many as a user may have (IM_WEB_USER_SOCKETS)")
         self._sockets[uid] += 1  # before the wait: others may come meanwhile
         try:
-            return await self.gateway.open(uid, tag=client, **options)
+            session = await self.gateway.open(uid, tag=client, **options)
+            if session.silent:
+                self._run(self.gateway.end(session, clean=False))
+                # A client takes groups that `connect` does not name for ones that were left, and forgets them.
+                raise TryAgain("a node of Redis is silent: not all groups can be read, try again in a moment")
         except BaseException:
             self._left(uid)
             raise
+        return session
 
     def end(self, session: "Session") -> None:
         """End a session: what its client has acked is acked."""

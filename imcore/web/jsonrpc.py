@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 from imcore import errors
-from imcore.errors import ImError, TryAgain
+from imcore.errors import ImError, NotDurable, TryAgain
 from imcore.model.records import iso
 
 PARSE_ERROR = -32700
@@ -71,7 +71,8 @@ def failure(error: RpcError | ImError, id: Id) -> bytes:  # noqa: A002
     if isinstance(error, RpcError):
         fault["code"] = error.code
     else:
-        fault["data"] = {"error": public_name(error), "retry": isinstance(error, TryAgain)}
+        stored = {"msgid": error.msgid} if isinstance(error, NotDurable) else {}
+        fault["data"] = {"error": public_name(error), "retry": isinstance(error, TryAgain), **stored}
     return encode({"jsonrpc": "2.0", "error": fault, "id": id})
 
 

@@ -51,9 +51,15 @@ async def send(
     content: str,
     client_msgid: str | None = None,
     meta: dict[str, Any] | None = None,
+    durable: Literal["none", "replicated", "fsynced"] | None = None,
 ) -> Any:
-    """Send a message to a group. With a client_msgid it is safe to repeat."""
-    sent = await caller.chat.send(gid, content, sender_uid=caller.user, client_msgid=client_msgid, meta=meta)
+    """Send a message to a group. With a client_msgid it is safe to repeat.
+
+    `durable` says what to wait for: that a replica has it (`replicated`) or the server's disk (`fsynced`).
+    """
+    sent = await caller.chat.send(
+        gid, content, sender_uid=caller.user, client_msgid=client_msgid, meta=meta, durable=durable
+    )
     return {**record_of(sent), "recipients": sent.recipients}
 
 
@@ -65,9 +71,12 @@ async def send_direct(
     content: str,
     client_msgid: str | None = None,
     meta: dict[str, Any] | None = None,
+    durable: Literal["none", "replicated", "fsynced"] | None = None,
 ) -> Any:
     """Send a message to one user. The first one creates the chat of the two."""
-    sent = await caller.chat.send_direct(to, content, sender_uid=caller.user, client_msgid=client_msgid, meta=meta)
+    sent = await caller.chat.send_direct(
+        to, content, sender_uid=caller.user, client_msgid=client_msgid, meta=meta, durable=durable
+    )
     return {**record_of(sent), "recipients": sent.recipients}
 
 

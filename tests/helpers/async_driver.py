@@ -2,12 +2,16 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from imcore import AsyncChat, AsyncGateway, AsyncListener, Chat, Message, Receipt
+from imcore import AsyncChat, AsyncGateway, AsyncListener, Chat, Message, Receipt, Session
+from imcore.gateway.core import Core
+from imcore.gateway.lane import LiveLane
+from imcore.gateway.lanes import Lanes
 from imcore.operations.async_performer import AsyncPerformer
 from imcore.operations.effects import Effect, StartCalls
 from imcore.settings import Settings
@@ -61,6 +65,11 @@ class _InLoop:
         self._in_loop(self._inner.__aexit__)(kind, *rest)
 
 
+def lanes_of(gateway: AsyncGateway) -> Sequence[LiveLane]:
+    lanes = gateway._lanes
+    return lanes._lanes if isinstance(lanes, Lanes) else [lanes] if lanes else []
+
+
 class LoopGateway(_InLoop):
     def __enter__(self) -> "LoopGateway":
         return self
@@ -68,8 +77,8 @@ class LoopGateway(_InLoop):
     def _read(self, timeout_s: float) -> None:
         """Pass on what comes, as `Gateway._read` does: nothing is stepped or handed over."""
         self._in_loop(asyncio.sleep)(timeout_s)
-        if core := self._inner._core:
-            self._inner._pass_on(core)
+        for lane in lanes_of(self._inner):
+            lane.pass_on()
 
 
 class LoopListener(_InLoop):
@@ -127,3 +136,22 @@ class AsyncDriver:
         for performer in self._performers.values():
             self._loop.run_until_complete(performer.client.close())
         self._loop.close()
+
+
+def cores_of(gateway: Any) -> list[Core]:
+    if isinstance(gateway, LoopGateway):
+        return [lane.core for lane in lanes_of(gateway._inner)]
+    return [gateway._core]
+
+
+def lane_of(gateway: Any, name: str) -> Any:
+    """The `core`, `_perform` and `_subscription` of a gateway that have a group, or what is of a user alone."""
+    if isinstance(gateway, LoopGateway):
+        lanes = lanes_of(gateway._inner)
+        return _InLoop(gateway._loop, lanes[lanes[0]._space.partition_of(name) if len(lanes) > 1 else 0])
+    return SimpleNamespace(core=gateway._core, _perform=gateway._perform, _subscription=gateway._subscription)
+
+
+def part_of(session: Session, gid: str) -> Session:
+    """The part of a session that has a group: the session itself, where there is one lane."""
+    return next((part for part in session.parts if gid in part.gids), session)

@@ -23,13 +23,13 @@ class Dying(RedisClient):
         self._count()
         return answer
 
-    def call_each(self, batch: Any, *, repeatable: bool = True) -> list[Any]:
-        answers = super().call_each(batch, repeatable=repeatable)
+    def call_each(self, batch: Any, **options: Any) -> list[Any]:
+        answers = super().call_each(batch, **options)
         self._count()
         return answers
 
-    def query_each(self, commands: Any, *, any_library: bool = False) -> list[Any]:
-        answers = super().query_each(commands, any_library=any_library)
+    def query_each(self, commands: Any, **options: Any) -> list[Any]:
+        answers = super().query_each(commands, **options)
         self._count()
         return answers
 

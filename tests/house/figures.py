@@ -30,8 +30,8 @@ AIMS = {
 """What each figure is to be at most."""
 
 REACHED = {
-    "product lines, Python and Lua": 45_700,
-    "modules of imcore that workers.persist reaches": 55,
+    "product lines, Python and Lua": 48_300,
+    "modules of imcore that workers.persist reaches": 62,
     "longest chain of imports between files of imcore": 19,
     "classes between `im send` and the sender's receipt": 135,
     "files between `im send` and the sender's receipt": 43,

@@ -22,7 +22,7 @@ from imcore.admin.stats import online_uids, stats
 from imcore.chat import Chat
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
-from imcore.errors import ConfigurationError, RedisUnavailable
+from imcore.errors import ConfigurationError, RedisRefuses, RedisUnavailable
 from imcore.gateway.gateway import Gateway
 from imcore.importer.importer import import_events
 from imcore.model.values import Receipt
@@ -223,6 +223,10 @@ def test_a_gateway_can_do_its_work(settings: Settings, watch: Watch, admin: "red
             chat.create_group("crowd", [f"user{number}" for number in range(250)])
             for number in range(60):  # twice the number of looks before a table is deleted
                 chat.send("team", "so late that older client_msgids go", sender_uid="ann", client_msgid=f"d{number}")
+            with pytest.raises(RedisRefuses, match="no replica"):  # the role may ask that
+                chat.send("team", "safe", sender_uid="ann", durable="replicated")
+            for wait in (("WAIT", "1", "1"), ("WAITAOF", "1", "0", "1")):
+                assert admin.execute_command("ACL DRYRUN", GATEWAY.user, *wait) == "OK"
 
         # And read, and listen
         trim(settings)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from imcore.errors import RedisUnavailable
-from imcore.streams import rounds, transport
+from imcore.streams import transport
 from imcore.streams.calls import group_calls
 from imcore.streams.client import RedisClient, open_client
+from imcore.streams.rounds import Limits
 from tests.helpers.servers import RunningServer
 
 
@@ -53,7 +54,7 @@ def test_calls_to_a_silent_server_are_not_repeated_for_long(
     monkeypatch.setattr(
         redis_client, "_execute_command", lambda *command: commands.append(command) or execute(*command)
     )
-    monkeypatch.setattr(rounds, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(redis_client, "_limits", Limits(0.3))
     os.kill(valkey_server.pid, signal.SIGSTOP)
     # When
     try:

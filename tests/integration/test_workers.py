@@ -22,7 +22,7 @@ from imcore.sql.database import Database
 from imcore.streams import dead_letters
 from imcore.streams.client import RedisClient, open_client
 from imcore.streams.events import SpanBegun
-from imcore.streams.journal import CLUSTER_BLOCK_MS, Journal
+from imcore.streams.journal import Journal
 from imcore.streams.keys import CONFIG, lease
 from imcore.streams.rounds import Client
 from imcore.system import System
@@ -410,10 +410,10 @@ class TestOnRealServers:
                 talk(chat, "late", count=10)
                 wait_until(lambda: count(chat.system.database) == 130)
 
-                # And is in no hurry when nothing comes: a round is one read of each of 6 partitions, and a wait at one
+                # And is in no hurry when nothing comes: each partition is waited for by itself, for a second
                 start, looks = time.monotonic(), all_reads(cluster_servers)
-                wait_until(lambda: all_reads(cluster_servers) >= looks + 10 * 7)
-                assert time.monotonic() - start > 8 * CLUSTER_BLOCK_MS / 1000
+                wait_until(lambda: all_reads(cluster_servers) >= looks + 4 * 6)
+                assert time.monotonic() - start > 2
                 assert steady.end() == 0
             with start_worker(settings, "persist", "--burst") as burst:
                 assert burst.wait() == 0

@@ -31,7 +31,7 @@ from imcore.streams import dead_letters
 from imcore.streams.calls import deletion_calls, repair_calls
 from imcore.streams.calls.repair_calls import GroupLock
 from imcore.streams.client import RedisClient
-from imcore.streams.keys import CONFIG, REBUILDING, WITHDRAWN
+from imcore.streams.keys import CONFIG, REBUILDING
 from imcore.system import System
 from imcore.util.batches import grouped
 from imcore.workers.receipts import ReceiptsWorker
@@ -129,11 +129,12 @@ def test_nothing_of_a_deleted_group_is_left(chat: Chat, settle: Callable[[], Non
 
     # Then both sides are as before it, whatever workers still find in the journal
     nobody_sees(chat, "more")
-    note = before.get(WITHDRAWN, [])
+    withdrawn = chat.system.client.space.group("more").withdrawn
+    note = before.get(withdrawn, [])
     for _ in range(2):
         left = keys(chat)
-        assert [each for each in left.pop(WITHDRAWN) if each not in note and not each.startswith(b"more\x1f")] == []
-        assert left == {key: value for key, value in before.items() if key != WITHDRAWN}
+        assert [each for each in left.pop(withdrawn) if each not in note and not each.startswith(b"more\x1f")] == []
+        assert left == {key: value for key, value in before.items() if key != withdrawn}
         run_workers(chat)
         assert tables(chat.system.database) == rows
     assert list(dead_letters.list_dead(chat.system.client)) == []

@@ -11,8 +11,9 @@ from imcore.streams import dead_letters
 from imcore.streams.calls import journal_calls
 from imcore.streams.client import RedisClient
 from imcore.streams.events import Acked, Created, Event, Malformed, Move, Sent, SpanBegun, SpanEnded, read
-from imcore.streams.journal import LONGEST_REASON, Journal, Lease, one_line
+from imcore.streams.journal import LONGEST_REASON, Journal, one_line
 from imcore.streams.keys import lease
+from imcore.streams.leases import Lease
 from imcore.workers.persist import KIND
 from tests.helpers.journals import journal, write
 from tests.helpers.persist_runs import SETTINGS

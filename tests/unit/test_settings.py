@@ -45,13 +45,14 @@ class TestSources:
             "metrics_host": "0.0.0.0",
             "log_format": "json",
             "log_level": "warning",
+            "durable": "fsynced",
         }
         environ = {f"IM_{name.upper()}": text for name, text in texts.items()}
-        environ |= {f"IM_{name.upper()}": str(10 + i) for i, name in enumerate(NUMBERS)}
+        environ |= {f"IM_{name.upper()}": str(6000 + i) for i, name in enumerate(NUMBERS)}
         environ |= {f"IM_{name.upper()}": "1" for name in FLAGS}
         settings = Settings.from_env(environ)
         assert all(getattr(settings, name) is True for name in FLAGS)
-        assert [getattr(settings, name) for name in NUMBERS] == list(range(10, 10 + len(NUMBERS)))
+        assert [getattr(settings, name) for name in NUMBERS] == list(range(6000, 6000 + len(NUMBERS)))
         assert {name: str(getattr(settings, name)) for name in texts} == texts
         assert len(texts) + len(NUMBERS) + len(FLAGS) == len(dataclasses.fields(Settings)), (
             "a setting of a kind this test does not know"

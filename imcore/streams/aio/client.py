@@ -7,13 +7,14 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import redis
-from redis.cluster import RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imcore.errors import ImError
 from imcore.streams.aio.connection import Pipeline, opened
 from imcore.streams.calls.call import Call, command_of
 from imcore.streams.client import CHUNK, RedisClient
+from imcore.streams.cluster import Cluster
 from imcore.streams.keys import Keyspace
 from imcore.streams.redis_errors import LOST
 from imcore.streams.rounds import Answered, Command, Pause, Run, Send
@@ -21,6 +22,7 @@ from imcore.util.steps import perform_async
 from imcore.util.threads import in_thread
 
 T = TypeVar("T")
+_SILENT = RedisTimeoutError("Timeout reading from socket")
 _SINGLE = ""
 """The name of a server that is no node of a cluster."""
 
@@ -53,9 +55,12 @@ class AsyncRedisClient:
             return self.client.space
         return await self.in_turn(lambda: self.client.space)
 
-    async def call_each(self, batch: Sequence[Call[T]], *, repeatable: bool = True) -> list[T | ImError]:
+    async def call_each(
+        self, batch: Sequence[Call[T]], *, repeatable: bool = True, others_s: float | None = None
+    ) -> list[T | ImError]:
         """Do as `RedisClient.call_each` does."""
-        return await perform_async(self.client.each(batch, repeatable=repeatable), self._perform_step)
+        steps = self.client.each(batch, repeatable=repeatable, others_s=others_s)
+        return await perform_async(steps, self._perform_step)
 
     def start_now(self, batch: Sequence[Call[T]]) -> AsyncAnswers[T] | None:
         """Do as `start` does, if that needs no waiting; else return None."""
@@ -71,7 +76,7 @@ class AsyncRedisClient:
         if not self.client.is_prepared_for(batch):
             await self.in_turn(partial(self.client.prepare, batch))
         driver = self.client.driver
-        if isinstance(driver, RedisCluster) or not 0 < len(batch) <= CHUNK:
+        if isinstance(driver, Cluster) or not 0 < len(batch) <= CHUNK:
             calls = asyncio.ensure_future(self.call_each(batch))
             calls.add_done_callback(_retrieve)
             return lambda: calls
@@ -124,16 +129,33 @@ class AsyncRedisClient:
 
     async def _perform_step(self, step: Send | Pause | Run) -> Any:
         match step:
-            case Send(flights):
-                return await self._send(flights)
+            case Send(flights, others_s):
+                return await self._send(flights, others_s)
             case Pause(seconds):
                 return await asyncio.sleep(seconds)
             case Run(function):
                 return await self.in_turn(function)
 
-    async def _send(self, flights: Sequence[tuple[redis.Redis, Sequence[Command]]]) -> list[Answered]:
-        begun = [await self._begun(server, commands) for server, commands in flights]
-        return [each if isinstance(each, Exception) else await each for each in begun]
+    async def _send(
+        self, flights: Sequence[tuple[redis.Redis, Sequence[Command]]], others_s: float | None
+    ) -> list[Answered]:
+        if len(flights) == 1:
+            [(server, commands)] = flights
+            return [await self._sent(server, commands)]
+        sent = [asyncio.ensure_future(self._sent(server, commands)) for server, commands in flights]
+        try:
+            if others_s is not None and sent:
+                await asyncio.wait(sent, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(sent, timeout=others_s)
+                return [each.result() if each.done() else _SILENT for each in sent]
+            return list(await asyncio.gather(*sent))
+        finally:
+            for each in sent:
+                each.cancel()  # its connection reads and drops the answer
+
+    async def _sent(self, server: redis.Redis, commands: Sequence[Command]) -> Answered:
+        begun = await self._begun(server, commands)
+        return begun if isinstance(begun, Exception) else await begun
 
     async def _begun(self, server: redis.Redis, commands: Sequence[Command]) -> "asyncio.Future[Answered] | Exception":
         try:

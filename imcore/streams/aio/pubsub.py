@@ -8,6 +8,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from imcore.errors import ImError
 from imcore.streams.aio.client import AsyncRedisClient
 from imcore.streams.aio.connection import LoopConnection, opened
+from imcore.streams.keys import Keyspace
 from imcore.streams.packing import pack
 from imcore.streams.pubsub import by_slot, event_of, key_of_each_slot, node_of, subscription_errors
 from imcore.streams.wire import PONG, PubSubEvent
@@ -30,11 +31,12 @@ class _Listening(LoopConnection):
 class AsyncSubscription:
     """Subscribes, unsubscribes, and collects events. Once it has an `error` it is dead: close it and open another.
 
-    `notify` is called in the loop when something has come.
+    `notify` is called in the loop when something has come. The channels are those of the served partitions.
     """
 
-    def __init__(self, client: AsyncRedisClient, notify: Callable[[], None]) -> None:
+    def __init__(self, client: AsyncRedisClient, space: Keyspace, notify: Callable[[], None]) -> None:
         self._client = client
+        self._space = space
         self._notify = notify
         self._connections: dict[str, _Listening] = {}
         self._silent: set[_Listening] | None = None  # connections that have not answered a ping
@@ -47,7 +49,7 @@ class AsyncSubscription:
         """Raise RedisUnavailable."""
         if self._client.client.is_cluster:
             # Queries for a key of each slot let the client learn which node has it now.
-            await self._client.query_many(key_of_each_slot(await self._client.space()))
+            await self._client.query_many(key_of_each_slot(self._space))
 
     async def change(self, drop: Sequence[str], add: Sequence[str]) -> None:
         """Unsubscribe and subscribe channels; pushes come after their SUBSCRIBED event. Raise RedisUnavailable."""

@@ -1,12 +1,12 @@
 """Calls that delete a group, step by step. No I/O; see `lua/deletion.lua`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from imcore.streams import wire
 from imcore.streams.calls.call import Call, or_empty
 from imcore.streams.calls.repair_calls import GroupLock
-from imcore.streams.keys import SEPARATOR, WITHDRAWN, GroupKeys, Keyspace, uid_of
+from imcore.streams.keys import SEPARATOR, GroupKeys, Keyspace, uid_of
 
 DELETE = "delete:"
 """The beginning of the token of a deletion. Its lock on a group says nothing about the state of the group."""
@@ -68,7 +68,7 @@ def end(lock: GroupLock) -> Call[bool]:
 
 def note_texts(k: GroupKeys, entry: int) -> Call[int]:
     """Note that texts of a deleted group may be in an append-only file."""
-    return Call("", (), ("ZADD", WITHDRAWN, entry, f"{k.gid}{SEPARATOR}{entry}"), int, k.gid, writes=True)
+    return Call("", (), ("ZADD", k.withdrawn, entry, f"{k.gid}{SEPARATOR}{entry}"), int, k.gid, writes=True)
 
 
 def deleting(space: Keyspace, gids: Sequence[str]) -> list[Call[bool]]:
@@ -77,9 +77,10 @@ def deleting(space: Keyspace, gids: Sequence[str]) -> list[Call[bool]]:
     return [Call("", (), ("HGET", key, gid), _is_there, gid) for key, gid in zip(keys, gids, strict=True)]
 
 
-def being_deleted(space: Keyspace) -> list[Call[list[str]]]:
-    """Ask which groups are being deleted, in each partition."""
-    return [Call("", (), ("HKEYS", space.deleting(p)), wire.texts) for p in range(space.partitions)]
+def being_deleted(space: Keyspace, partitions: Iterable[int] | None = None) -> list[Call[list[str]]]:
+    """Ask which groups are being deleted, in each partition, or in each of some."""
+    asked = range(space.partitions) if partitions is None else partitions
+    return [Call("", (), ("HKEYS", space.deleting(p)), wire.texts) for p in asked]
 
 
 def have_stored(space: Keyspace) -> list[Call[bool]]:

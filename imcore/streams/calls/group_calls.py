@@ -70,6 +70,11 @@ def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
     return Call("im_init", (CONFIG,), args, lambda answer: (int(answer[0]), answer[1].decode()), writes=True)
 
 
+def copy_configuration(key: str, partitions: int, dataset: str) -> Call[int]:
+    """Write a partition's copy of what `init` has fixed."""
+    return Call("", (), ("HSET", key, "partitions", partitions, "dataset", dataset), int, writes=True)
+
+
 def add_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
     k = space.group(gid)
     keys = (k.meta, k.stream, k.acked, k.joined, k.left, k.journal, k.erasing, *map(k.groups_of, uids))
@@ -94,20 +99,18 @@ def offset(space: Keyspace, gid: str, uid: str) -> Call[int | None]:
 
 
 def groups_of(space: Keyspace, uid: str) -> list[Call[list[str]]]:
-    """Ask for a user's groups, in each partition."""
-    return [Call("", (), ("SMEMBERS", space.groups_of(p, uid)), wire.texts) for p in range(space.partitions)]
+    """Ask for a user's groups, in each served partition."""
+    return [Call("", (), ("SMEMBERS", space.groups_of(p, uid)), wire.texts) for p in space.served]
 
 
 def being_created(space: Keyspace) -> list[Call[list[str]]]:
-    """Ask which groups are being created and do not exist yet, in each partition."""
-    return [Call("", (), ("HKEYS", space.creating(p)), wire.texts) for p in range(space.partitions)]
+    """Ask which groups are being created and do not exist yet, in each served partition."""
+    return [Call("", (), ("HKEYS", space.creating(p)), wire.texts) for p in space.served]
 
 
 def hidden(space: Keyspace) -> list[Call[list[str]]]:
-    """Ask which groups nobody sees, though users list them: they are being created or deleted, in each partition."""
-    deleting: list[Call[list[str]]] = [
-        Call("", (), ("HKEYS", space.deleting(p)), wire.texts) for p in range(space.partitions)
-    ]
+    """Ask which groups nobody sees, though users list them: those created or deleted now, in each served partition."""
+    deleting: list[Call[list[str]]] = [Call("", (), ("HKEYS", space.deleting(p)), wire.texts) for p in space.served]
     return [*being_created(space), *deleting]
 
 

@@ -55,6 +55,17 @@ def read(space: Keyspace, partition: int, kind: str, consumer: str, *, start: st
     return Call("im_read", (space.journal(partition),), (kind, consumer, start, count), _raw_entries, writes=True)
 
 
+def wait(
+    space: Keyspace, partition: int, kind: str, consumer: str, *, count: int, block_ms: int
+) -> Call[list[RawEntry]]:
+    """Read new entries of one partition, waiting for the first.
+
+    As a call, since the driver of a cluster would ask any node which word of this command is a key.
+    """
+    options = ("COUNT", count, "BLOCK", block_ms, "STREAMS", space.journal(partition), NEW)
+    return Call("", (), ("XREADGROUP", "GROUP", kind, consumer, *options), _of_one_stream, writes=True)
+
+
 def entries(space: Keyspace, partition: int, first: str, count: int) -> Call[EntryPage[RawEntry]]:
     """Ask for a page of a journal from `first` on (an XRANGE id), without assigning its entries to a consumer."""
     return Call("im_range", (space.journal(partition),), (first, "+", count), _page)
@@ -118,14 +129,14 @@ def drop(space: Keyspace, partition: int, dead_id: str) -> Call[bool]:
     return Call("", (), ("XDEL", space.dead_letters(partition), dead_id), bool, writes=True)
 
 
-def lease(kind: str, slot: int, token: str, lease_ms: int) -> Call[bool]:
+def lease(kind: str, slot: int, token: str, lease_ms: int, partition: int | None = None) -> Call[bool]:
     """Take, renew or release (0 ms) a lease; answers whether it is this process's own."""
-    return Call("im_lease", (names.lease(kind, slot),), (token, lease_ms), bool, writes=True)
+    return Call("im_lease", (names.lease(kind, slot, partition),), (token, lease_ms), bool, writes=True)
 
 
-def is_held(kind: str, slot: int) -> Call[bool]:
+def is_held(kind: str, slot: int, partition: int | None = None) -> Call[bool]:
     """Ask whether a process holds a lease; an end that a wrong clock has set is corrected."""
-    return Call("im_is_held", (names.lease(kind, slot),), (), bool, writes=True)
+    return Call("im_is_held", (names.lease(kind, slot, partition),), (), bool, writes=True)
 
 
 def undone(space: Keyspace, partition: int, kinds: Sequence[str], *, only: bool) -> Call[str | None]:
@@ -148,6 +159,11 @@ def trim_journal(space: Keyspace, partition: int, kinds: Sequence[str]) -> Call[
 
 def _page(answer: list[Any]) -> EntryPage[RawEntry]:
     return EntryPage(_raw_entries(answer[0]), answer[1] == 1)
+
+
+def _of_one_stream(answer: Any) -> list[RawEntry]:
+    streams = answer.items() if isinstance(answer, dict) else answer or ()
+    return [entry for _, found in streams for entry in _raw_entries(found)]
 
 
 def _raw_entries(answer: list[Any]) -> list[RawEntry]:

@@ -127,6 +127,14 @@ def send(space: Keyspace, gid: str, drafts: Sequence[Draft], idempotency_ms: int
     return Call("im_send", (*k.for_send, *own), tuple(args), decode, gid, writes=True)
 
 
+def barrier(space: Keyspace, gid: str, msgids: Sequence[int]) -> Call[list[bool]]:
+    """Write after messages of a group (packed), without a change; answers for each whether Redis still knows it."""
+    k = space.group(gid)
+    return Call(
+        "im_barrier", (k.meta, k.stream), tuple(msgids), lambda has: [one == 1 for one in has], gid, writes=True
+    )
+
+
 def ack(
     space: Keyspace, gid: str, targets: Sequence[AckTarget | DeliveryTarget], *, private: bool = False
 ) -> Call[list[AckResult]]:

@@ -127,6 +127,22 @@ define('im_send', DENY_OOM, function(keys, args)
   return answers
 end)
 
+-- im_barrier: write after messages, without a change. What a replica or a file has of this, it has of the messages, too.
+-- Keys: meta, stream. Arguments: packed msgids. Answer: for each 1 if it is here or was trimmed, 0 if it is unknown.
+define('im_barrier', ALLOW_OOM, function(keys, args)
+  local seq, trimmed = unpack(redis.call('HMGET', keys[1], 'seq', 'trimmed'))
+  if seq then
+    redis.call('HSET', keys[1], 'seq', seq)
+  end
+  local answers = {}
+  for number, packed in ipairs(args) do
+    local id = unpack_id(tonumber(packed))
+    local is_known = tonumber(packed) <= tonumber(trimmed or '0') or redis.call('XRANGE', keys[2], id, id)[1]
+    answers[number] = seq and is_known and 1 or 0
+  end
+  return answers
+end)
+
 -- im_recall: recall a message. A tombstone goes through the stream to every member. The message keeps its seq and its
 -- receipts, and neither message nor tombstone is unread for anyone.
 -- Keys: meta, stream, acked, joined, recalled, journal, own_unacked of the message's sender, rewrites, erasing. Arguments: gid, push

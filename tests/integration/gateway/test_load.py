@@ -11,6 +11,7 @@ from imcore.gateway.options import DEFAULT_PAGE_BYTES
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.settings import Settings
+from tests.helpers.async_driver import cores_of, lane_of
 from tests.helpers.gateways import Audience, Clock, Requests, kill_connections, subscriptions
 from tests.helpers.servers import start_valkey
 from tests.helpers.silent_proxy import SilentProxy
@@ -79,7 +80,7 @@ def test_a_subscription_that_lives_is_kept(
                 say(chat, str(number), gid=("team", "home", "news")[number % 3])
                 clock.jump(HEARTBEAT_S)
                 audience.poll()
-                audience.until(lambda: not gateway._core._resubscription._awaits_pong)
+                audience.until(lambda: not any(core._resubscription._awaits_pong for core in cores_of(gateway)))
             audience.until(lambda: len(audience.messages[bob]) == 12)
             assert subscriptions(chat.system.client.driver) == before
             assert bob.reconnects == 0
@@ -94,8 +95,7 @@ def test_one_silent_node_of_a_cluster_is_noticed(cluster: str, tmp_path: Path, c
             audience = Audience(gateway)
             bob = gateway.open("bob")
             audience.settled()
-            assert gateway._subscription
-            connections = gateway._subscription._connections
+            connections = lane_of(gateway, "team")._subscription._connections
             node = chat.system.client.driver.get_node_from_key(chat.system.client.space.group("team").channel)  # type: ignore[union-attr]
             connection = connections[node.name]
             client_end, server_end = socket.socketpair()

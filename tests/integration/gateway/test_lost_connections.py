@@ -21,6 +21,7 @@ from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.rounds import Steps
 from imcore.streams.wire import UNSUBSCRIBED, PubSubEvent
+from tests.helpers.async_driver import lane_of
 from tests.helpers.gateways import MOST_S, Audience, Clock, kill_connections, nodes_of, subscriptions
 from tests.helpers.servers import RunningCluster, move_slot
 from tests.helpers.talk import offset, push_receipts, say
@@ -122,7 +123,7 @@ def test_refused_acks_and_heartbeats_are_repeated_later_and_all_else_continues(
         try:
             audience.until(lambda: audience.heard(bob) == ["1", "2"])
             audience.settled()
-            gateway._core._heartbeat.beat_now()
+            lane_of(gateway, "bob").core._heartbeat.beat_now()
             audience.settled()
         finally:
             for node in nodes_of(other.system.client.driver):
@@ -262,7 +263,7 @@ def test_a_gap_in_the_seqs_is_filled(chat: Chat, other: Chat, monkeypatch: pytes
         bob = gateway.open("bob")
         audience.settled()
         with monkeypatch.context() as patch:
-            patch.setattr(gateway._core._catch_up, "pushed", lambda *_: None)
+            patch.setattr(lane_of(gateway, "team").core._catch_up, "pushed", lambda *_: None)
             say(other, "1", "2")
             audience.settled()
         # When
@@ -320,7 +321,7 @@ def test_a_node_that_gives_many_channels_away_is_not_waited_for_longer(
         audience = Audience(gateway)
         bob = gateway.open("bob")
         audience.settled()
-        gateway._core.handle(PubSubEvent(UNSUBSCRIBED, f"channel {number}") for number in range(100))
+        lane_of(gateway, "team").core.handle(PubSubEvent(UNSUBSCRIBED, f"channel {number}") for number in range(100))
         audience.until(lambda: bob.reconnects)
 
 

@@ -2,6 +2,7 @@
 
 from imcore import Joined, Left, NewMessage, Session
 from imcore.chat import Chat
+from tests.helpers.async_driver import lane_of
 from tests.helpers.gateways import Audience, kill_connections
 from tests.helpers.talk import offset, say
 
@@ -40,9 +41,10 @@ def test_a_member_who_leaves_and_comes_back_unseen_gets_no_message_twice(chat: C
         other.add_members("team", ["bob"])
         say(other, "2")
         # When it pulls first, and gets the push afterwards
-        core = gateway._core
+        lane = lane_of(gateway, "team")
+        core = lane.core
         core._catch_up.fall_behind(core._channels.open_group("team"))
-        gateway._perform(core.step())
+        lane._perform(core.step())
         audience.until(lambda: len(audience.heard(bob)) >= 2)
         audience.settled()
         # Then
@@ -129,11 +131,10 @@ def test_a_group_that_is_gone_is_left(chat: Chat, other: Chat) -> None:
         bob = gateway.open("bob")
         audience.settled()
         channel = other.system.client.space.inboxes("bob")
-        gateway._core._channels.owners = {
-            name: owner for name, owner in gateway._core._channels.owners.items() if name not in channel
-        }
+        core = lane_of(gateway, "team").core
+        core._channels.owners = {name: owner for name, owner in core._channels.owners.items() if name not in channel}
         other.remove_members("team", ["bob"])
-        gateway._core._catch_up.fall_behind(gateway._core._channels.groups["team"])
+        core._catch_up.fall_behind(core._channels.groups["team"])
         audience.until(lambda: changes(audience, bob) == [(Left, "team")])
         assert bob.cursors == {}
-        gateway._core._channels.owners.update((name, gateway._core._channels._inboxes["bob"]) for name in channel)
+        core._channels.owners.update((name, core._channels._inboxes["bob"]) for name in channel)

@@ -6,6 +6,7 @@ import pytest
 
 from imcore import Chat, Joined, Left, Session
 from imcore.settings import Settings
+from tests.helpers.async_driver import cores_of, lane_of, part_of
 from tests.helpers.gateways import Audience, Clock, Requests, kill_connections
 from tests.helpers.talk import offset, push_receipts, say, say_many
 
@@ -51,7 +52,7 @@ def test_what_was_ready_and_not_taken_comes_after_the_pause(chat: Chat, other: C
     with chat.gateway() as gateway:
         audience = Audience(gateway)
         bob, cy = entered(audience, "bob", "cy")
-        core = gateway._core
+        core = lane_of(gateway, "team").core
         say(other, "1", "2")
         while len(core.deliveries.ready) < 2:
             gateway._read(0.1)
@@ -95,8 +96,8 @@ def test_a_paused_session_stays_online(chat: Chat, clock: Clock) -> None:
         gateway.pause(bob)
         for _ in range(4):
             clock.jump(chat.system.settings.heartbeat_ms / 1000)
-            audience.poll(0)
-        requests = gateway._core._heartbeat._next
+            audience.poll()
+        requests = lane_of(gateway, "bob").core._heartbeat._next
         assert requests > time.monotonic()
         assert chat.online(["bob"]) == {"bob"}
         gateway.end(bob)
@@ -133,7 +134,7 @@ def test_receipts_of_a_paused_session_come_after_the_pause(chat: Chat, other: Ch
         [ann] = entered(audience, "ann")
         other.ack("bob", "team", first.msgid)
         push_receipts(other, first)
-        while not any(True for event in gateway._core.deliveries.ready):
+        while not any(True for event in lane_of(gateway, "team").core.deliveries.ready):
             gateway._read(0.1)
         gateway.pause(ann)
         audience.poll(0)
@@ -195,10 +196,9 @@ def test_a_thousand_paused_sessions_hold_up_nobody_and_keep_little(
             audience.until(lambda: gateway.poll(0) == [] and quick.cursors["team"].seq % 500 == 1)
         # Then nothing is pulled for them or kept
         assert requests.calls["im_pull"] == 0
-        assert {(len(each.resume_points), len(each.cursors), str(each.paused_gids)) for each in slow} == {
-            (1, 0, "{'team'}")
-        }
-        assert gateway._core.deliveries.ready == []
+        kept = {(len(each.resume_points), len(each.cursors), str(part_of(each, "team").paused_gids)) for each in slow}
+        assert kept == {(1, 0, "{'team'}")}
+        assert lane_of(gateway, "team").core.deliveries.ready == []
         # When they are resumed
         for session in slow:
             gateway.resume(session)
@@ -219,7 +219,7 @@ def test_a_session_that_has_ended_is_neither_paused_nor_resumed(chat: Chat) -> N
         gateway.resume(bob)
         gateway.pause(bob)
         audience.settled()
-        assert gateway._core._channels.groups == {}
-        assert gateway._core._to_switch == {}
+        for core in cores_of(gateway):
+            assert core._channels.groups == core._to_switch == {}
     gateway.pause(bob)
     gateway.resume(bob)
