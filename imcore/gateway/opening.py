@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imcore.errors import ConfigurationError, ImError, NotMember, TryAgain, UnknownGroup
 from imcore.gateway.cursor import ResumePoint
@@ -11,9 +11,8 @@ from imcore.gateway.own_positions import OwnPositions
 from imcore.gateway.request import SessionRequest
 from imcore.gateway.sessions import Heartbeat
 from imcore.operations import queries
-from imcore.operations.effects import Effects, call_each, raised
-from imcore.streams.calls import group_calls
-from imcore.streams.calls.call import Call
+from imcore.operations.effects import Effects, raised
+from imcore.operations.positions import positions_in
 from imcore.streams.calls.group_calls import Position
 from imcore.streams.keys import Keyspace
 
@@ -52,12 +51,10 @@ class Opening:
 
     def _open_at_server(self, session: Session, gids: Sequence[str]) -> Effects[list[Position | ImError]]:
         """Open a session; return the user's position in each group."""
-        calls: list[Call[Any]] = [group_calls.position(self._space, gid, session.uid) for gid in gids]
         opening = [self._heartbeat.call(session, opens=True)] if session.beats else []
-        answers = yield from call_each([*calls, *opening])
-        for opened in answers[len(calls) :]:
+        positions, answers = yield from positions_in(self._space, session.uid, gids, beside=opening)
+        for opened in answers:
             raised(opened)
-        positions = answers[: len(calls)]
         for position in positions:
             if isinstance(position, TryAgain | ConfigurationError):
                 raise position

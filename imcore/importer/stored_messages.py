@@ -69,8 +69,8 @@ class StoredMessages:
     def tombstone(self, msgid: str) -> str | None:
         """Return the msgid of the tombstone that recalls a message, or None."""
         if self._tombstones_in_sql is None and not self._sql_was_empty:
-            recalls = queries.recalls(self._database, self._gid)
-            self._tombstones_in_sql = {msgids.unpack(recalled): msgids.unpack(each) for each, recalled in recalls}
+            recalls = queries.recalls(self._database, [self._gid])
+            self._tombstones_in_sql = {msgids.unpack(recalled): msgids.unpack(each) for _, each, recalled in recalls}
         return self._tombstones.get(msgid) or (self._tombstones_in_sql or {}).get(msgid)
 
     def _msgid(self, client_msgid: str) -> str | None:

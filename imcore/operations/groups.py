@@ -15,6 +15,8 @@ from imcore.streams.keys import SEPARATOR
 from imcore.util.batches import batches, grouped
 
 BATCH = 500
+MEMBERS_PER_CALL = 100
+"""One call takes the server about a millisecond."""
 
 
 def create_group(gid: str, uids: Iterable[str]) -> Effects[Group]:
@@ -127,9 +129,9 @@ def _online(uids: Sequence[str]) -> Effects[set[str]]:
 def _positions(gid: str, uids: Sequence[str]) -> Effects[list[Unread | None]]:
     """Return the positions of members as anybody may see them; None for each who has left."""
     space = yield from GetKeyspace()
-    answers = yield from call_each([group_calls.position(space, gid, uid, for_others=True) for uid in uids])
+    calls = [group_calls.positions_of(space, gid, part) for part in batches(uids, MEMBERS_PER_CALL)]
     found: list[Unread | None] = []
-    for answer in answers:
+    for answer in (each for part in (yield from call_many(calls)) for each in part):
         is_gone = isinstance(answer, NotMember)
         found.append(None if is_gone else (yield from positions.unread_of(gid, raised(answer))))
     return found

@@ -16,12 +16,11 @@ from imcore.model.rows import MessageRow
 from imcore.model.values import InboxEntry, InboxPage, Message
 from imcore.operations import queries
 from imcore.operations.effects import Effects, GetKeyspace, SqlQuery, call_many
-from imcore.operations.positions import SeqsAt, unread_counts
+from imcore.operations.positions import SeqsAt, parts_of, unread_counts
 from imcore.streams import wire
 from imcore.streams.calls import inbox_calls, message_calls
 from imcore.streams.calls.inbox_calls import InboxPlace, Shown
 from imcore.streams.keys import Keyspace
-from imcore.util.batches import batches, grouped
 
 if TYPE_CHECKING:
     from imcore.sql.database import Database
@@ -107,7 +106,7 @@ def _rank_of(cursor: str | None) -> Rank | None:
 
 def _places(space: Keyspace, uid: str, gids: Sequence[str]) -> Effects[dict[str, InboxPlace]]:
     """Return the place of each group in Redis; a group that was left meanwhile has none."""
-    parts = _parts(space, gids, GROUPS_PER_CALL)
+    parts = parts_of(space, gids, GROUPS_PER_CALL)
     answers = yield from call_many([inbox_calls.order(space, part, uid) for part in parts])
     return {
         gid: place
@@ -115,12 +114,6 @@ def _places(space: Keyspace, uid: str, gids: Sequence[str]) -> Effects[dict[str,
         for gid, place in zip(part, answer, strict=True)
         if place
     }
-
-
-def _parts(space: Keyspace, gids: Sequence[str], size: int) -> list[list[str]]:
-    """Return the groups of each call: they are of one partition."""
-    by_partition = grouped((space.partition_of(gid), gid) for gid in gids)
-    return [part for of_partition in by_partition.values() for part in batches(of_partition, size)]
 
 
 def _counts(places: Mapping[str, InboxPlace]) -> Effects[dict[str, int]]:
@@ -174,7 +167,7 @@ def _newest_in_sql(space: Keyspace, gid: str, joined: int, trimmed: int) -> Effe
 def _shown(space: Keyspace, uid: str, gids: Sequence[str]) -> Effects[dict[str, Shown]]:
     """Return what Redis shows of each group; a group that was left meanwhile is left out."""
     shown: dict[str, Shown] = {}
-    parts = _parts(space, gids, DETAILS_PER_CALL)
+    parts = parts_of(space, gids, DETAILS_PER_CALL)
     while parts:
         calls = [inbox_calls.inbox(space, part, uid, most_bytes=queries.PAGE_BYTES) for part in parts]
         answers = yield from call_many(calls)

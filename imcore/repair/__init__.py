@@ -2,6 +2,7 @@
 
     window   reads the journals and Redis          state   the two sides as values
     compare  reads both sides, returns the diff    diff    what differs, as people see it
+    group_readers, small_groups   what `compare` reads of one group, in pages, and of many small ones at once
     desired  reads both sides, returns the plan    merge   the desired state where both sides know something
     apply    carries the plan out                  orders  what the plan does to spans
 

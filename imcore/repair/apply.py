@@ -17,7 +17,7 @@ from itertools import chain
 from imcore import msgid as msgids
 from imcore.errors import ErasuresChanged, TryAgain
 from imcore.model.rows import Batch, GroupRow, SpanRow, WatermarkRow
-from imcore.repair import deletion, erasure, locks, window
+from imcore.repair import deletion, erasure, locks, own_messages, window
 from imcore.repair.bookmarks import Bookmarks
 from imcore.repair.desired import PAGE, Planner, client_msgids, oldest_client_msgid, paged, trimmed_own
 from imcore.repair.diff import described_span
@@ -188,7 +188,7 @@ class _Attempt(Planner):
 
     def _stored(self, plan: Plan) -> Iterator[list[Placed]]:
         """Yield the messages after the base, a page at a time, once SQL has them; recalled ones without their text."""
-        recalled = {msgid for _, msgid in queries.recalls(self._database, self._gid)}
+        recalled = {msgid for *_, msgid in queries.recalls(self._database, [self._gid])}
         for batch in batches(self.placed(plan), PAGE):
             new = [placed.row for placed in batch if placed.stored is None]
             rows = [row.without_text() if row.msgid in recalled else row for row in new]
@@ -274,18 +274,22 @@ class _Attempt(Planner):
     def _restore_rest(self, plan: Plan) -> None:
         """Restore recalls, own messages past the offsets, and client_msgids."""
         members = [row.uid for row in plan.rows if row.left_msgid is None]
-        trimmed = self._trimmed_own(plan)
-        recalled = {msgid for pair in queries.recalls(self._database, self._gid) for msgid in pair}
+        trimmed = self._trimmed_own(plan.trim.msgid)
+        recalled = {msgid for _, *pair in queries.recalls(self._database, [self._gid]) for msgid in pair}
         corrections.delete_recalled_texts(self._database, self._gid)
         strangers = [msgid for msgid in plan.live.recalled - recalled if not self._is_message(msgid)]
-        owners = sorted(self._owners(members) | trimmed.keys() | plan.senders)
+        owners = sorted(self._owners(members) | trimmed.keys() | self._marks.keys() | plan.senders)
         once_ms, k = self._system.settings.idempotency_ms, self._k
         self._client.call_many(
             [
                 *paged(recalled, partial(repair_calls.set_recalled, k)),
                 *([rewrite_calls.wait(k)] if recalled - plan.live.recalled else ()),  # Redis may have their texts
                 *paged(strangers, partial(repair_calls.set_recalled, k, drop=True)),
-                *paged(owners, partial(repair_calls.restore_own_unacked, k, trimmed=trimmed)),
+            ]
+        )
+        own_messages.restore(self._system, [(k, owners, self._trimmed_own)])
+        self._client.call_many(
+            [
                 *paged(plan.reidentified, partial(repair_calls.restore_idempotency, k, for_ms=once_ms, correct=True)),
                 *paged(members if plan.resets else (), partial(repair_calls.resync, k)),
                 *erasure.restore_latest(k, plan.rows),
@@ -296,11 +300,9 @@ class _Attempt(Planner):
             self._lock.renew()  # before it: they may be an erased user's by now
             self._client.call(call)
 
-    def _trimmed_own(self, plan: Plan) -> dict[str, list[int]]:
-        trimmed = trimmed_own(self._system, [self._gid], plan.trim.msgid).get(self._gid, {})
-        for uid, mark in self._marks.items():  # SQL may not have it yet
-            trimmed[uid] = queries.own_after(self._database, self._gid, uid, after=mark, until=plan.trim.msgid)
-        return trimmed
+    def _trimmed_own(self, until: int) -> dict[str, list[int]]:
+        """Return the own messages up to a trim point that are past the offset or mark, by uid."""
+        return trimmed_own(self._system, [self._gid], until).get(self._gid, {})
 
     def _is_message(self, msgid: int) -> bool:
         """Return whether either side has a message. It then stays recalled, even without its tombstone."""

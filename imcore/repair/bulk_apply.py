@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from imcore.model.rows import BookmarkRow, MessageRow, SpanRow
-from imcore.repair import erasure, locks
+from imcore.repair import erasure, locks, own_messages
 from imcore.repair.apply import lower, shadow_of
 from imcore.repair.bookmarks import Bookmarks
 from imcore.repair.desired import PAGE, client_msgids, paged, trimmed_own
@@ -148,11 +148,16 @@ class BulkApply:
         for call in client_msgids(self._system, gids, after=self._known_after):
             self._later(call)
         if self._trim.msgid:  # a shadow notes the recalls of its messages
-            recalled = sorted({msgid for pair in queries.recalls(self._database, gids[0]) for msgid in pair})
+            recalled = sorted({msgid for _, *pair in queries.recalls(self._database, gids[:1]) for msgid in pair})
             self._later(*paged(recalled, partial(repair_calls.set_recalled, self._space.group(gids[0]))))
-        for gid, trimmed in trimmed_own(self._system, gids, self._trim.msgid).items():
-            k = self._space.group(gid)
-            self._later(*paged(trimmed, partial(repair_calls.restore_own_unacked, k, trimmed=trimmed)))
+        self._flush()
+        own = trimmed_own(self._system, gids, self._trim.msgid)
+        wanted = [(self._space.group(gid), sorted(of), partial(self._trimmed_own, gid, of)) for gid, of in own.items()]
+        own_messages.restore(self._system, wanted)
+
+    def _trimmed_own(self, gid: str, known: dict[str, list[int]], until: int) -> dict[str, list[int]]:
+        """Return the own messages of a group up to a trim point; `known` are those up to that of this bulk."""
+        return known if until == self._trim.msgid else trimmed_own(self._system, [gid], until).get(gid, {})
 
     def _later(self, *calls: Call[Any]) -> None:
         for call in calls:

@@ -21,9 +21,9 @@ from imcore.streams import keys, wire
 from imcore.streams.calls import group_calls, repair_calls
 from imcore.streams.consumers import alive_in, lives, silent_holders
 from imcore.system import System
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
-AT_ONCE = 200
+AT_ONCE = 1000
 """The groups that one window compares, and the users that one round trip looks at."""
 
 Progress = Callable[[int, int], None]
@@ -108,14 +108,15 @@ def _strange_listings(system: System, repair: bool) -> Iterator[Difference]:
     """
     client, space = system.client, system.client.space
     for uids in batches(queries.uids(system.database), AT_ONCE):
-        listed = list(_listed(system, uids))
-        answers = client.call_each([group_calls.are_members(space, gid, [uid]) for gid, uid, _ in listed])
-        for (gid, uid, key), is_member in zip(listed, answers, strict=True):
+        by_group = grouped((gid, (uid, key)) for gid, uid, key in _listed(system, uids))
+        asked = [group_calls.are_members(space, gid, [uid for uid, _ in named]) for gid, named in by_group.items()]
+        for (gid, named), are_members in zip(by_group.items(), client.call_each(asked), strict=True):
             # An error is about the group, whose comparison reports it.
-            if is_member is False and _is_strange(system, gid, uid, key):
-                removed = repair and client.call(repair_calls.unlist(space.group(gid), uid))
-                what = f"group among those of {uid!r}"
-                yield Difference(what, THERE, "not a member", gid=gid, repaired=removed)
+            for uid, key in named if are_members is False else ():
+                if _is_strange(system, gid, uid, key):
+                    removed = repair and client.call(repair_calls.unlist(space.group(gid), uid))
+                    what = f"group among those of {uid!r}"
+                    yield Difference(what, THERE, "not a member", gid=gid, repaired=removed)
 
 
 def _listed(system: System, uids: Sequence[str]) -> Iterator[tuple[str, str, str]]:

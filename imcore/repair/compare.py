@@ -7,16 +7,17 @@ from itertools import filterfalse
 
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, TryAgain
-from imcore.model.rows import Head, MessageRow, SpanRow
+from imcore.model.rows import MessageRow, SpanRow
 from imcore.repair import deletion, diff, state, window
 from imcore.repair.bookmarks import Bookmarks, own_floor
-from imcore.repair.diff import BEGUN, MISSING, THERE, UNREADABLE, Difference, MessageDiff, SpanDiff, SpanState
+from imcore.repair.diff import BEGUN, MISSING, THERE, UNREADABLE, Difference, MessageDiff, SpanDiff
+from imcore.repair.group_readers import SETS, PagedReader
+from imcore.repair.small_groups import GroupReaders
 from imcore.repair.state import Changes, GroupMeta, is_empty, key_of, paired
 from imcore.repair.window import PAGE, JournalWindow, StreamEntry, now_ms
-from imcore.sql import corrections, queries
 from imcore.sql import deletion as sql_deletion
+from imcore.sql import queries
 from imcore.sql.database import Database
-from imcore.streams.calls import receipt_calls
 from imcore.streams.calls.call import Trimmed
 from imcore.streams.calls.repair_calls import NEVER
 from imcore.streams.client import CHUNK
@@ -58,7 +59,8 @@ def _compared(system: System, gids: Sequence[str], after: int | None) -> dict[st
     except HAND_WRITTEN as error:
         if len(gids) == 1:
             return {gids[0]: [Difference("data", f"cannot be read: {one_line(str(error))}", "not compared")]}
-    return {gid: each for one in gids for gid, each in _compared(system, [one], after).items()}
+    middle = len(gids) // 2
+    return _compared(system, gids[:middle], after) | _compared(system, gids[middle:], after)
 
 
 def _looked_again(system: System, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
@@ -92,15 +94,16 @@ def _has_doubts(
 def _look(system: System, opened: JournalWindow, gids: Sequence[str], after: int | None) -> dict[str, list[Difference]]:
     """Return how each group differs, except for what a trim explains."""
     in_sql = queries.listed(system.database, gids)
-    keys = [system.client.space.group(gid) for gid in gids]
-    listed = system.client.query_many([("SISMEMBER", k.groups, k.gid) for k in keys])
-    metas = window.metas_of(system.client, gids)
+    heads = window.heads_of(system.client, gids)
+    readers = GroupReaders(system, heads, opened.backlogs)
     seen: dict[str, list[Difference]] = {}
-    for gid, is_listed in zip(gids, listed, strict=True):
-        group = GroupComparison(system, gid, metas[gid], opened.backlogs[gid], after=after)
-        seen[gid] = list(group.differences(is_listed=bool(is_listed), is_stored=gid in in_sql))
-    now = window.metas_of(system.client, gids)
-    return {gid: [one for one in each if not _concerns_trim(one, metas[gid], now[gid])] for gid, each in seen.items()}
+    for gid, reader in readers.all() if after is None else ((gid, readers.paged(gid)) for gid in gids):
+        group = GroupComparison(system, gid, heads[gid].meta, opened.backlogs[gid], reader, after=after)
+        seen[gid] = list(group.differences(is_listed=heads[gid].is_listed, is_stored=gid in in_sql))
+    now = window.metas_of(system.client, [gid for gid, each in seen.items() if each])
+    return seen | {
+        gid: [one for one in seen[gid] if not _concerns_trim(one, heads[gid].meta, meta)] for gid, meta in now.items()
+    }
 
 
 def oldest_of(differences: Sequence[Difference]) -> int | None:
@@ -120,13 +123,22 @@ def _concerns_trim(difference: Difference, before: GroupMeta, after: GroupMeta) 
 
 
 class GroupComparison:
-    def __init__(self, system: System, gid: str, meta: GroupMeta, backlog: Changes, *, after: int | None) -> None:
+    def __init__(
+        self,
+        system: System,
+        gid: str,
+        meta: GroupMeta,
+        backlog: Changes,
+        reader: PagedReader,
+        *,
+        after: int | None,
+    ) -> None:
         self._client = system.client
         self._database: Database = system.database
         self._gid = gid
-        self._k = system.client.space.group(gid)
         self._meta = meta
         self._backlog = backlog
+        self._reader = reader
         self._after = after
         self._soon = state.highest_offset(0, now_ms())
 
@@ -152,18 +164,17 @@ class GroupComparison:
     def _has_rows(self) -> bool:
         """Return whether SQL has anything of a group that it does not list."""
         head = queries.head(self._database, self._gid, until=NEVER)
-        return bool(head.messages) or any(queries.spans(self._database, [self._gid]))
+        return bool(head.messages) or any(self._reader.spans())
 
     # Messages.
 
     def _message_diff(self) -> MessageDiff:
-        is_whole, trimmed = self._after is None, self._meta.trimmed
+        is_whole = self._after is None
         if self._after is not None:
             newest = self._database.messages_before(self._gid, NEVER, limit=PAGE)
             self._after = min(self._after, newest[0].msgid - 1 if newest else 0)
-        unreadable = set(queries.unreadable(self._database, self._gid)) if is_whole else set()
-        below = queries.head(self._database, self._gid, until=trimmed) if trimmed else Head(self._gid)
-        return MessageDiff(self._meta, below, self._backlog, is_whole, unreadable)
+        unreadable = self._reader.unreadable() if is_whole else set()
+        return MessageDiff(self._meta, self._reader.below(), self._backlog, is_whole, unreadable)
 
     def _messages(self, messages: MessageDiff) -> Iterator[Difference]:
         counted: list[tuple[int, str]] = []
@@ -185,23 +196,22 @@ class GroupComparison:
     def _stored(self, messages: MessageDiff) -> Iterator[Difference]:
         """Yield what is wrong in SQL by itself."""
         if self._meta.trimmed and messages.is_trim_sound:
-            for msgid in queries.out_of_order(self._database, self._gid, self._meta.trimmed):
+            for msgid in self._reader.displaced():
                 yield diff.of_message("place of message", msgid, "trimmed", "another seq", "stored")
         for msgid, field in sorted(messages.unreadable):
             yield diff.of_message(f"{field} of message", msgid, "not compared", UNREADABLE, "stored")
-        for msgid, wrong in corrections.wrong_times(self._database, self._gid):
+        for msgid, wrong in self._reader.wrong_times():
             yield diff.of_message("time of message", msgid, diff.described_time(msgids.time_ms(msgid)), wrong, "stored")
 
     def _pairs(self) -> Iterator[tuple[StreamEntry | None, MessageRow | None]]:
         """Yield each message with its other side, in order. What SQL has up to the trim point is no pair."""
         after = max(self._after or 0, self._meta.trimmed)
         first = "-" if self._after is None else f"({msgids.unpack(self._after)}"
-        entries = window.live_entries(self._client, self._gid, first=first)
-        rows = stored_after(self._database, self._gid, after)
+        entries, rows = self._reader.entries(first), self._reader.stored(after)
         for entry, stored_row in paired(entries, rows, lambda each: each[1].msgid if each[1] else 0):
             row = entry[1] if entry else None
             is_trimmed = row is not None and row.msgid <= after
-            yield entry, self._database.message(self._gid, row.msgid) if row and is_trimmed else stored_row
+            yield entry, self._reader.stored_message(row.msgid) if row and is_trimmed else stored_row
 
     def _tallies(self, messages: list[tuple[int, str]]) -> Iterator[Difference]:
         """Count from SQL who has read each message, and compare that with what Redis answers."""
@@ -212,8 +222,7 @@ class GroupComparison:
             counter.add(span)
         counts = iter(counter.counts())
         for batch in batches(messages, CHUNK):
-            asked = [(msgid, "", "") for msgid, _ in batch]
-            answers = self._client.call(receipt_calls.tallies(self._client.space, self._gid, asked))
+            answers = self._reader.tallies([msgid for msgid, _ in batch])
             for (msgid, _), answer, count in zip(batch, answers, counts, strict=False):
                 if answer != count and not isinstance(answer, Trimmed):
                     sides = diff.described_tally(answer), diff.described_tally(count)
@@ -222,7 +231,7 @@ class GroupComparison:
     # Spans, and what is indexed by them.
 
     def _desired_spans(self) -> Iterator[SpanRow]:
-        return self._backlog.applied(queries.spans(self._database, [self._gid]))
+        return self._backlog.applied(self._reader.spans())
 
     def _own(self, messages: MessageDiff) -> dict[str, list[int]]:
         """Return the own messages of all who may have some past their offset."""
@@ -233,8 +242,7 @@ class GroupComparison:
         return own
 
     def _trimmed_own(self, trimmed: int) -> dict[str, list[int]]:
-        rows = queries.own_unread(self._database, [self._gid], until=trimmed)
-        own = grouped((uid, msgid) for _, uid, msgid in rows)
+        own = grouped(self._reader.own_unread())
         for row in self._backlog.bookmarks.values():  # SQL does not know their marks yet
             if 0 < row.mark_msgid < trimmed:
                 after = min(own.get(row.uid, [trimmed + 1])[0] - 1, row.mark_msgid)
@@ -243,12 +251,12 @@ class GroupComparison:
 
     def _spans(self, own: dict[str, list[int]] | None) -> Iterator[Difference]:
         spans = SpanDiff(self._is_impossible)
-        offsets = window.followers(self._client, self._k.stream)
+        offsets = self._reader.followers()
         bookmarks = self._bookmarks()
         members: dict[str, int] = {}
         for batch in batches(filterfalse(is_empty, self._desired_spans()), CHUNK):
-            listed = self._listed([row.uid for row in batch if row.left_msgid is None])
-            for row, span in zip(batch, self._scores(batch), strict=True):
+            listed = self._reader.listed([row.uid for row in batch if row.left_msgid is None])
+            for row, span in zip(batch, self._reader.scores(list(map(key_of, batch))), strict=True):
                 yield from spans.compare(row, span)
                 if row.left_msgid is None and span.acked is not None:
                     is_listed, listed_own = listed[row.uid]
@@ -263,8 +271,7 @@ class GroupComparison:
 
     def _bookmarks(self) -> Bookmarks | None:
         """Return the bookmarks of Redis, the journal and SQL. Return None if no side has any."""
-        live = window.bookmarks(self._client, self._k)
-        stored = list(queries.bookmarks(self._database, [self._gid]))
+        live, stored = self._reader.bookmarks(), self._reader.stored_bookmarks()
         if not (live or stored or self._backlog.bookmarks):
             return None
         newest = self._database.messages_before(self._gid, NEVER, limit=1)
@@ -273,43 +280,21 @@ class GroupComparison:
         latest_change = window.latest_change(window.end_of(self._client, journal))
         return Bookmarks(stored, live, self._backlog, bound=bound, latest_change=latest_change)
 
-    def _scores(self, rows: Sequence[SpanRow]) -> Iterator[SpanState]:
-        k, keys = self._k, [key_of(row) for row in rows]
-        columns = self._client.query_many(
-            [("ZMSCORE", z, *keys) for z in (k.acked, k.joined, k.left, k.ahead, k.ahead_acked)]
-        )
-        for scores in zip(*columns, strict=True):
-            yield SpanState(*(None if score is None else window.packed_score(float(score)) for score in scores))
-
-    def _listed(self, uids: Sequence[str]) -> dict[str, tuple[bool, list[bytes]]]:
-        """Return of each member whether they list the group, and their own messages past the offset."""
-        k = self._k
-        listed = self._client.query_many([("SISMEMBER", k.groups_of(uid), self._gid) for uid in uids])
-        own = self._client.query_many([("LRANGE", k.own_unacked(uid), 0, -1) for uid in uids])
-        return {uid: (bool(is_listed), msgs) for uid, is_listed, msgs in zip(uids, listed, own, strict=True)}
-
     def _strangers(self, spans: SpanDiff, offsets: Mapping[str, int]) -> Iterator[Difference]:
         """Yield what Redis has and SQL has not; `offsets` are those of its consumer groups that are left over."""
         for uid, offset in offsets.items():
             yield diff.of_span(uid, f"consumer group of {uid!r}", diff.described_offset(offset), MISSING)
-        k, everyone = self._k, len(spans.known)
-        sets = {
-            "acked": (k.acked, everyone),
-            "joined": (k.joined, everyone),
-            "left": (k.left, spans.closed),
-            "ahead": (k.ahead, spans.ahead),
-            "ahead_acked": (k.ahead_acked, spans.ahead_acked),
-        }
-        counts = self._client.query_many([("ZCARD", key) for key, _ in sets.values()])
-        for (name, (key, expected)), count in zip(sets.items(), counts, strict=True):
-            for span, score in window.scan(self._client, key) if count != expected else ():
+        everyone = len(spans.known)
+        expected = everyone, everyone, spans.closed, spans.ahead, spans.ahead_acked
+        for name, wanted, count in zip(SETS, expected, self._reader.counts(), strict=True):
+            for span, score in self._reader.members_of(name) if count != wanted else ():
                 if span not in spans.known:
                     yield diff.of_stranger(span, score, name)
 
     def _recalls(self, messages: MessageDiff) -> Iterator[Difference]:
-        recalls = {**dict(queries.recalls(self._database, self._gid)), **messages.tombstones}
-        yield from diff.of_recalls(dict(window.scan(self._client, self._k.recalled)), {*recalls, *recalls.values()})
-        for msgid in queries.recalled_with_text(self._database, self._gid):
+        recalls = {**self._reader.stored_recalls(), **messages.tombstones}
+        yield from diff.of_recalls(dict(self._reader.members_of("recalled")), {*recalls, *recalls.values()})
+        for msgid in self._reader.recalled_with_text():
             yield diff.of_message("text of recalled message", msgid, MISSING, THERE, "stored")
 
     def _is_impossible(self, offset: int | None) -> bool:
@@ -318,13 +303,3 @@ class GroupComparison:
             return False
         newest = self._database.messages_before(self._gid, NEVER, limit=1)
         return offset > state.highest_offset(max(self._meta.last or 0, 0, *(row.msgid for row in newest)), now_ms())
-
-
-def stored_after(database: Database, gid: str, after: int) -> Iterator[MessageRow]:
-    """Yield what SQL has of a group after a message."""
-    while True:
-        page = database.messages_after(gid, after, limit=PAGE)
-        yield from page
-        if len(page) < PAGE:
-            return
-        after = page[-1].msgid

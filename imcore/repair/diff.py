@@ -127,6 +127,8 @@ class MessageDiff:
                 yield of_message("message", only.msgid, _message(row), _message(stored))
 
     def _fields(self, row: MessageRow, stored: MessageRow) -> Iterator[Difference]:
+        if row == stored:
+            return
         ignored = {"content", "meta"} if row.msgid in self.backlog.recalled else set()
         for name in _FIELDS:
             value, stored_value = getattr(row, name), getattr(stored, name)

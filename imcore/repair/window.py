@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from imcore import msgid as msgids
 from imcore.errors import ImError
@@ -14,7 +14,7 @@ from imcore.operations.performer import stream_from_redis
 from imcore.repair.state import ActualGroup, Changes, GroupMeta, highest_offset
 from imcore.sql import erasures, queries
 from imcore.streams import events, wire
-from imcore.streams.calls import journal_calls, message_calls
+from imcore.streams.calls import journal_calls, look_calls, message_calls
 from imcore.streams.calls.call import all_entries
 from imcore.streams.calls.deletion_calls import DELETE
 from imcore.streams.calls.rewrite_calls import REWRITE
@@ -22,9 +22,10 @@ from imcore.streams.client import RedisClient
 from imcore.streams.events import Entry
 from imcore.streams.keys import CONFIG, REBUILDING, SEPARATOR, GroupKeys
 from imcore.system import System
-from imcore.util.batches import batches
+from imcore.util.batches import batches, grouped
 
 PAGE = 500
+_HEADS_PER_CALL = 100
 
 KIND = "persist"
 """The worker that stores the journals' entries."""
@@ -197,6 +198,30 @@ def metas_of(client: RedisClient, gids: Sequence[str]) -> dict[str, GroupMeta]:
     """Return what the hashes of groups say."""
     answers = client.query_many([("HMGET", client.space.group(gid).meta, "seq", "last", "trimmed") for gid in gids])
     return {gid: _meta(values) for gid, values in zip(gids, answers, strict=True)}
+
+
+class GroupHead(NamedTuple):
+    """What the hash of a group says, whether it is in the list of all groups, and how many entries and spans it has.
+
+    A number is -1 if that key is of another type.
+    """
+
+    meta: GroupMeta
+    is_listed: bool
+    entries: int
+    spans: int
+
+
+def heads_of(client: RedisClient, gids: Sequence[str]) -> dict[str, GroupHead]:
+    """Return the heads of groups, in the order of their partitions."""
+    by_partition = grouped((client.space.partition_of(gid), gid) for gid in gids)
+    parts = [part for of_partition in by_partition.values() for part in batches(of_partition, _HEADS_PER_CALL)]
+    answers = client.call_many([look_calls.heads(client.space, part) for part in parts])
+    return {
+        gid: GroupHead(_meta(values), is_listed == 1, entries, spans)
+        for part, answer in zip(parts, answers, strict=True)
+        for gid, (is_listed, values, entries, spans) in zip(part, answer, strict=True)
+    }
 
 
 def _meta(values: Sequence[bytes | None]) -> GroupMeta:

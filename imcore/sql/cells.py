@@ -10,11 +10,24 @@ from itertools import product
 from types import NoneType
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, exists, false, func, literal_column, null, or_, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    any_,
+    bindparam,
+    case,
+    exists,
+    false,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+)
 
 from imcore import msgid as msgids
 from imcore.model.rows import NO_TIME, MessageRow
-from imcore.sql.tables import ERASURES, GROUP_MSGS
+from imcore.sql.tables import ERASURES, GROUP_MSGS, NAME
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +100,16 @@ def has_msgid() -> ColumnElement[bool]:
     Only for queries that use the index on msgid anyway: it would lead any other query to that index.
     """
     return GROUP_MSGS.c.msgid.between(1, msgids.HIGHEST)
+
+
+def is_among(column: ColumnElement[str], names: Sequence[str], dialect: str) -> ColumnElement[bool]:
+    """Return the condition that a column holds one of these names, however many they are.
+
+    PostgreSQL gets one array: a statement with a parameter for each name takes its driver longer than the answer.
+    """
+    if dialect == "postgresql":
+        return column == any_(bindparam(None, list(names), ARRAY(NAME)))
+    return column.in_(names)
 
 
 def has_text() -> ColumnElement[bool]:

@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 from imcore import msgid as msgids
 from imcore.model.rows import BookmarkRow, MessageRow, SpanRow
-from imcore.sql.cells import has_msgid, has_text, msgid_of, text_of
+from imcore.sql.cells import has_msgid, has_text, is_among, msgid_of, text_of
 from imcore.sql.database import PAGE, Database
 from imcore.sql.erasures import check_count
 from imcore.sql.tables import BOOKMARKS, GROUP_MSGS, GROUP_SPANS
@@ -86,12 +86,14 @@ def delete_recalled_texts(database: Database, gid: str) -> None:
     database.empty_log(always=deleted > 0)
 
 
-def wrong_times(database: Database, gid: str) -> Iterator[tuple[int, str]]:
-    """Yield each message (packed) of a group whose time differs from that of its msgid, and that time in ISO 8601."""
+def wrong_times(database: Database, gids: Sequence[str]) -> Iterator[tuple[str, int, str]]:
+    """Yield gid and msgid of each message of some groups whose time is not that of its msgid; and it in ISO 8601."""
     c, stored_time = GROUP_MSGS.c, _STORED_TIME[database.dialect]
-    query = select(c.msgid, literal_column(stored_time)).where(c.gid == gid, _is_wrong(database))
-    for msgid, stored in database.stream(query.order_by(c.msgid)):
-        yield msgid_of(msgid), text_of(stored)
+    query = select(c.gid, c.msgid, literal_column(stored_time)).where(
+        is_among(c.gid, gids, database.dialect), _is_wrong(database)
+    )
+    for gid, msgid, stored in database.stream(query.order_by(c.gid, c.msgid)):
+        yield gid, msgid_of(msgid), text_of(stored)
 
 
 def correct_times(database: Database, gid: str) -> None:

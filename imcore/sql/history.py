@@ -1,13 +1,30 @@
-"""Queries for members: a page of history, and places in many groups at once. Each reads ranges of the primary key."""
+"""Queries for members: a page of history, and places in many groups at once. Each reads ranges of the primary key.
 
-from collections.abc import Sequence
+Repair reads many groups at once in the same way.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import CTE, BigInteger, ColumnElement, and_, column, select, union_all, values
+from sqlalchemy import (
+    ARRAY,
+    CTE,
+    BigInteger,
+    ColumnClause,
+    ColumnElement,
+    TableValuedAlias,
+    and_,
+    bindparam,
+    column,
+    func,
+    select,
+    union_all,
+    values,
+)
 
 from imcore import msgid as msgids
-from imcore.model.rows import MessageRow
-from imcore.sql.cells import int_of, is_msgid, is_recalled
+from imcore.model.rows import Head, MessageRow
+from imcore.sql.cells import has_msgid, int_of, is_msgid, is_recalled
 from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS, NAME
 from imcore.util.batches import batches
 
@@ -66,7 +83,7 @@ class HistoryQueries:
         c = GROUP_MSGS.c
         rows: list[MessageRow] = []
         for batch in batches(places, _AT_ONCE):
-            at = _table(batch, "gid", "msgid")  # for a list of pairs SQLite would read the whole table
+            at = self._table(batch, "gid", "msgid")  # for a list of pairs SQLite would read the whole table
             query = select(*self._database.reader.columns(recalled=is_recalled()))
             query = query.join_from(at, GROUP_MSGS, and_(c.gid == at.c.gid, c.msgid == at.c.msgid))
             rows += self._database.reader.rows(self._database.fetch(query))
@@ -77,7 +94,7 @@ class HistoryQueries:
         c = GROUP_MSGS.c
         seqs: dict[str, int] = {}
         for batch in batches(places, _AT_ONCE):
-            at = _table(batch, "gid", "until")
+            at = self._table(batch, "gid", "until")
             query = select(c.seq).where(c.gid == at.c.gid, c.msgid >= 1, c.msgid <= at.c.until)
             newest = query.order_by(c.msgid.desc()).limit(1).scalar_subquery()
             seqs.update(
@@ -93,7 +110,7 @@ class HistoryQueries:
         c = GROUP_MSGS.c
         firsts: dict[str, int] = {}
         for batch in batches(between, _AT_ONCE):
-            at = _table(batch, "gid", "after", "until")
+            at = self._table(batch, "gid", "after", "until")
             query = select(c.msgid).where(c.gid == at.c.gid, c.msgid > at.c.after, c.msgid <= at.c.until)
             query = query.where(c.sender_uid != uid, c.recalls.is_(None), ~is_recalled())
             first = query.order_by(c.msgid).limit(1).scalar_subquery()
@@ -101,11 +118,42 @@ class HistoryQueries:
             firsts.update((gid, msgid) for gid, msgid in found if is_msgid(msgid))
         return firsts
 
+    def messages_past(self, places: Sequence[Place]) -> Iterator[MessageRow]:
+        """Yield the messages of groups after these places, in order of gid and msgid; one place for each group."""
+        c, at = GROUP_MSGS.c, self._table(places, "gid", "after")
+        query = select(*self._database.reader.columns(recalled=is_recalled()))
+        query = query.join_from(at, GROUP_MSGS, and_(c.gid == at.c.gid, c.msgid > at.c.after, has_msgid()))
+        yield from self._database.reader.rows(self._database.stream(query.order_by(c.gid, c.msgid)))
+
+    def heads_at(self, places: Sequence[Place]) -> dict[str, Head]:
+        """Return the heads of groups as if the messages at these places were the newest; one place for each group."""
+        c, at = GROUP_MSGS.c, self._table(places, "gid", "until")
+        columns = (c.gid, func.count(), func.max(c.seq), func.min(c.msgid), func.max(c.msgid))
+        joined = and_(c.gid == at.c.gid, c.msgid <= at.c.until, has_msgid())
+        query = select(*columns).join_from(at, GROUP_MSGS, joined).group_by(c.gid)
+        heads = {gid: Head(gid, *map(int_of, numbers)) for gid, *numbers in self._database.fetch(query)}
+        return {gid: heads.get(gid, Head(gid)) for gid, _ in places}
+
+    def displaced_until(self, places: Sequence[Place]) -> set[str]:
+        """Return the groups in which the seq of a message up to the place is not its number; one place for each."""
+        c, at = GROUP_MSGS.c, self._table(places, "gid", "until")
+        place = func.row_number().over(partition_by=c.gid, order_by=c.msgid).label("place")
+        numbered = select(c.gid, c.seq, place).join_from(at, GROUP_MSGS, and_(c.gid == at.c.gid, c.msgid <= at.c.until))
+        rows = numbered.subquery()
+        return {gid for (gid,) in self._database.fetch(select(rows.c.gid).where(rows.c.seq != rows.c.place).distinct())}
+
     def left_ms(self, gid: str, uid: str, joined: int) -> int | None:
         """Return when the span that began there has ended, in ms since 1970; None if that is not stored."""
         c = GROUP_SPANS.c
         query = select(c.changed).where(c.gid == gid, c.uid == uid, c.joined_msgid == joined, c.left_msgid.is_not(None))
         return next((msgids.time_ms(each) for (each,) in self._database.fetch(query) if is_msgid(each)), None)
+
+    def _table(self, rows: Sequence[tuple[Any, ...]], *names: str) -> CTE | TableValuedAlias:
+        """Return rows that begin with a gid, followed by msgids, as a table; there is at least one."""
+        columns = [column(name, NAME if name == "gid" else BigInteger) for name in names]
+        if self._database.dialect == "postgresql":
+            return _arrays(rows, columns)
+        return values(*columns, name="wanted").data(rows).cte("wanted")
 
     def _rows(self, gid: str, *sides: _Side) -> list[MessageRow]:
         c = GROUP_MSGS.c
@@ -121,7 +169,8 @@ def _is_foreign(row: MessageRow, uid: str) -> bool:
     return row.sender_uid != uid and row.recalls is None
 
 
-def _table(rows: Sequence[tuple[Any, ...]], *names: str) -> CTE:
-    """Return rows that begin with a gid, followed by msgids, as a table."""
-    columns = [column(name, NAME if name == "gid" else BigInteger) for name in names]
-    return values(*columns, name="wanted").data(rows).cte("wanted")
+def _arrays(rows: Sequence[tuple[Any, ...]], columns: Sequence[ColumnClause[Any]]) -> TableValuedAlias:
+    """Return rows as a table of PostgreSQL: with a parameter for each cell, its driver takes longer than the answer."""
+    cells = zip(*rows, strict=True)
+    arrays = [bindparam(None, list(each), ARRAY(c.type)) for each, c in zip(cells, columns, strict=True)]
+    return func.unnest(*arrays).table_valued(*columns, name="wanted").render_derived()

@@ -13,7 +13,18 @@ from imcore.model.limits import ASKED_BY, GROUP_RECEIPTS
 from imcore.model.rows import BookmarkRow, Head, MessageRow, SpanRow, WatermarkRow
 from imcore.msgid import HIGHEST
 from imcore.sql.bulk import WATERMARK, watermark_name
-from imcore.sql.cells import faults, has_msgid, has_text, int_of, is_msgid, is_recalled, msgid_of, suspect, text_of
+from imcore.sql.cells import (
+    faults,
+    has_msgid,
+    has_text,
+    int_of,
+    is_among,
+    is_msgid,
+    is_recalled,
+    msgid_of,
+    suspect,
+    text_of,
+)
 from imcore.sql.database import PAGE, PUT_META, Database
 from imcore.sql.tables import BOOKMARKS, CHAT_GROUPS, GROUP_MSGS, GROUP_SPANS, META, OFFSET_MOVES, USER_SETTINGS
 from imcore.util.batches import batches
@@ -60,7 +71,8 @@ def count_groups(database: Database) -> int:
 
 
 def listed(database: Database, gids: Sequence[str]) -> set[str]:
-    return {gid for (gid,) in database.fetch(select(CHAT_GROUPS.c.gid).where(CHAT_GROUPS.c.gid.in_(gids)))}
+    query = select(CHAT_GROUPS.c.gid).where(_in(database, CHAT_GROUPS.c.gid, gids))
+    return {gid for (gid,) in database.fetch(query)}
 
 
 def unlisted(database: Database) -> list[str]:
@@ -112,7 +124,7 @@ def spans(database: Database, gids: Sequence[str]) -> Iterator[SpanRow]:
     """Yield the spans of some groups, in order of gid, uid and joined_msgid."""
     c = GROUP_SPANS.c
     columns = (c.gid, c.uid, c.joined_msgid, c.left_msgid, c.changed, c.acked_msgid, c.delivered_msgid)
-    query = select(*columns).where(c.gid.in_(gids)).order_by(c.gid, c.uid, c.joined_msgid)
+    query = select(*columns).where(_in(database, c.gid, gids)).order_by(c.gid, c.uid, c.joined_msgid)
     for gid, uid, joined, left, changed, acked, delivered in database.stream(query):
         ends = int_of(joined), _int_or_none(left), int_of(changed)
         yield SpanRow(gid, text_of(uid), *ends, int_of(acked), _int_or_none(delivered))
@@ -122,7 +134,8 @@ def bookmarks(database: Database, gids: Sequence[str]) -> Iterator[BookmarkRow]:
     """Yield the bookmarks of some groups, also those of earlier memberships, in order of gid and uid."""
     c = BOOKMARKS.c
     columns = (c.gid, c.uid, c.joined_msgid, c.private_msgid, c.mark_msgid, c.changed)
-    for gid, uid, *cells in database.stream(select(*columns).where(c.gid.in_(gids)).order_by(c.gid, c.uid)):
+    query = select(*columns).where(_in(database, c.gid, gids)).order_by(c.gid, c.uid)
+    for gid, uid, *cells in database.stream(query):
         yield BookmarkRow(gid, text_of(uid), *map(int_of, cells))
 
 
@@ -157,9 +170,10 @@ def own_unread(database: Database, gids: Sequence[str], *, until: int | None = N
     floor = case((is_behind, b.mark_msgid), else_=s.acked_msgid)
     spans = GROUP_SPANS.outerjoin(BOOKMARKS, marked)
     own = and_(s.gid == m.gid, s.uid == m.sender_uid, s.left_msgid.is_(None), floor < m.msgid)
-    lowest = select(func.min(floor)).select_from(spans).where(s.gid.in_(gids), s.left_msgid.is_(None))
+    lowest = select(func.min(floor)).select_from(spans).where(_in(database, s.gid, gids), s.left_msgid.is_(None))
     query = select(m.gid, m.sender_uid, m.msgid).select_from(GROUP_MSGS.join(spans, own))
-    query = query.where(m.gid.in_(gids), m.msgid > lowest.scalar_subquery(), m.recalls.is_(None), ~is_recalled())
+    is_own = m.recalls.is_(None), ~is_recalled()
+    query = query.where(_in(database, m.gid, gids), m.msgid > lowest.scalar_subquery(), *is_own)
     if until is not None:
         query = query.where(m.msgid <= until)
     for gid, uid, msgid in database.stream(query.order_by(m.gid, m.msgid)):
@@ -185,20 +199,23 @@ def newest_own(
     return {(uid, span): int_of(msgid) for query in queries for uid, span, msgid in database.fetch(query)}
 
 
-def recalls(database: Database, gid: str) -> Iterator[tuple[int, int]]:
-    """Yield each tombstone of a group with the message that it recalls."""
+def recalls(database: Database, gids: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """Yield the gid and msgid of each tombstone of some groups, with the message that it recalls."""
     c = GROUP_MSGS.c
-    for tombstone, recalled in database.stream(select(c.msgid, c.recalls).where(c.gid == gid, c.recalls.is_not(None))):
+    query = select(c.gid, c.msgid, c.recalls).where(_in(database, c.gid, gids), c.recalls.is_not(None))
+    for gid, tombstone, recalled in database.stream(query):
         if is_msgid(tombstone) and is_msgid(recalled):
-            yield tombstone, recalled
+            yield gid, tombstone, recalled
 
 
-def recalled_with_text(database: Database, gid: str) -> list[int]:
-    """Return the recalled messages of a group whose texts are still stored."""
+def recalled_with_text(database: Database, gids: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Yield gid and msgid of the recalled messages of some groups whose texts are still stored."""
     m, tombstone = GROUP_MSGS.c, GROUP_MSGS.alias()
     recalled = and_(tombstone.c.gid == m.gid, tombstone.c.recalls == m.msgid)
-    query = select(m.msgid).join_from(tombstone, GROUP_MSGS, recalled).where(m.gid == gid, has_text())
-    return sorted(int_of(msgid) for (msgid,) in database.fetch(query))
+    query = select(m.gid, m.msgid).join_from(tombstone, GROUP_MSGS, recalled)
+    query = query.where(_in(database, m.gid, gids), has_text())
+    for gid, msgid in database.stream(query.order_by(m.gid, m.msgid)):
+        yield gid, int_of(msgid)
 
 
 def out_of_order(database: Database, gid: str, until: int) -> list[int]:
@@ -224,14 +241,14 @@ def with_client_msgid(database: Database, gids: Sequence[str], *, after: int) ->
     yield from database.reader.rows(database.stream(query.order_by(c.gid, c.msgid)))
 
 
-def unreadable(database: Database, gid: str) -> Iterator[tuple[int, str]]:
-    """Yield msgid and field name (of MessageRow) of each unreadable cell of a group's messages."""
+def unreadable(database: Database, gids: Sequence[str]) -> Iterator[tuple[str, int, str]]:
+    """Yield gid, msgid and field name (of MessageRow) of each unreadable cell of the messages of some groups."""
     c = GROUP_MSGS.c
     columns = database.reader.columns(text=lambda column: func.substr(column, 1, 1))  # only its type matters
-    query = select(*columns).where(c.gid == gid, suspect(database.dialect)).order_by(c.msgid)
-    for row in database.stream(query):
+    query = select(*columns).where(_in(database, c.gid, gids), suspect(database.dialect))
+    for row in database.stream(query.order_by(c.gid, c.msgid)):
         for name in faults(row):
-            yield msgid_of(row[1]), "sent_at_ms" if name == "sent_at" else name
+            yield row[0], msgid_of(row[1]), "sent_at_ms" if name == "sent_at" else name
 
 
 def newest_change(database: Database, *, until: int) -> int:
@@ -275,6 +292,10 @@ def _watermark(name: str, value: object) -> tuple[tuple[int, str], int]:
 def _texts(cells: Iterable[object]) -> list[str]:
     """Return the texts among some cells: SQLite stores anything as a name."""
     return [cell for cell in cells if isinstance(cell, str)]
+
+
+def _in(database: Database, column: ColumnElement[str], gids: Sequence[str]) -> ColumnElement[bool]:
+    return is_among(column, gids, database.dialect)
 
 
 def _int_or_none(cell: object) -> int | None:

@@ -21,8 +21,8 @@ VERSION = 15
 _FILES = (
     *("base", "positions", "groups", "idempotency", "messages", "acks", "receipts", "history", "inbox"),
     *("policies", "why"),
-    *("sessions", "coalescing", "journals", "repair_streams", "repair_members", "watermarks", "rewrite", "deletion"),
-    *("erasure", "erasure_entries"),
+    *("sessions", "coalescing", "journals", "repair_streams", "repair_members", "repair_look", "watermarks", "rewrite"),
+    *("deletion", "erasure", "erasure_entries"),
 )
 """The files of `lua/` that make up the library. Each may use what earlier ones define."""
 

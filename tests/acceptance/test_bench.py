@@ -102,6 +102,15 @@ def client(bench: Bench) -> Iterator[redis.Redis]:
         ("memory", {"Redis, per member, 200 members", "Redis, per idle group of two"}),
         ("blocking", {"10,000 members: create", "20,000 members: trim"}),
         ("inbox", {"the first page: calls of a page", "the page after it: longest call"}),
+        (
+            "growth --case check --case show --case unread --case create",
+            {
+                "check, 1,000 groups of 3 members and 5 messages: a group",
+                "show, 10,000 members: all of it",
+                "unread, 200 groups of 20 messages: a call",
+                "create, 10,000 members: longest call",
+            },
+        ),
     ],
 )
 def test_bench_gives_figures_of_its_rounds_and_leaves_nothing(bench: Bench, name: str, expected: set[str]) -> None:
@@ -186,6 +195,13 @@ def test_bench_has_parts_of_the_storm_only(bench: Bench, part: str) -> None:
 
     assert result.returncode == 2
     assert f"{part} is for storm only" in result.stderr
+
+
+def test_bench_has_cases_of_growth_only(bench: Bench) -> None:
+    result = bench.run("tally", "--case", "check")
+
+    assert result.returncode == 2
+    assert "--case is for growth only" in result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

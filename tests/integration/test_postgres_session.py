@@ -102,7 +102,7 @@ def test_everything_works_with_any_session_settings(
 
         # Then both sides agree, and everybody gets every message
         assert list(check.check(chat.system)) == []
-        assert list(corrections.wrong_times(chat.system.database, "team")) == []
+        assert list(corrections.wrong_times(chat.system.database, ["team"])) == []
         assert [each.message for each in chat.status("team")] == sent
         assert [row.sent_at_ms for row in chat.system.database.messages_after("team", 0)] == list(
             map(msgids.to_ms, TIMES)
@@ -135,7 +135,7 @@ def test_everything_works_with_any_pg_variables(
         database.write(Batch(messages=[row]))
 
         assert database.messages_after("g", 0) == [row]
-        assert list(corrections.wrong_times(database, "g")) == []
+        assert list(corrections.wrong_times(database, ["g"])) == []
 
 
 def test_a_commit_is_on_the_disk(postgres_server: PostgresServer, url: str) -> None:

@@ -140,7 +140,7 @@ def test_an_unreadable_row_blocks_nothing(
 ) -> None:
     # Given a value that the column should never hold
     system.write(table, column, value)
-    cannot_be_read = bool(list(queries.unreadable(system.chat.system.database, BAD)))
+    cannot_be_read = bool(list(queries.unreadable(system.chat.system.database, [BAD])))
 
     # When all is done that there is to do, with Redis as it is
     system.chat.send(GOOD, "more", sender_uid="bob")

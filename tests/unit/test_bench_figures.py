@@ -3,6 +3,8 @@
 import pytest
 
 from imcore.cli.bench.harness.figures import RoundPlan, Rounds, interleave, percentile
+from imcore.cli.bench.scenarios.growth import CASES
+from imcore.cli.commands.bench import GROWTH_CASES
 
 
 def test_rounds_have_a_median_and_a_spread() -> None:
@@ -57,3 +59,16 @@ def test_a_quick_run_does_not_warm_up_and_measures_less() -> None:
 
     assert len(turns) == len(measured["a"]["us"].values) == 5
     assert (plan.size(1000, 10), RoundPlan().size(1000, 10)) == (10, 1000)
+
+
+def test_a_full_run_is_as_large_as_the_aims_and_does_not_warm_up() -> None:
+    plan, turns = RoundPlan(rounds=2, full=True), []
+
+    interleave({"a": lambda: turns.append("a") or {"us": 1.0}}, plan, lambda _: None)
+
+    assert len(turns) == 2
+    assert (plan.size(1000, 10, 50_000), plan.size(1000, 10)) == (50_000, 1000)
+
+
+def test_the_command_knows_every_case_of_growth() -> None:
+    assert tuple(CASES) == GROWTH_CASES

@@ -43,13 +43,21 @@ class Rounds(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
-    """The number of rounds. `quick` makes each of them smaller, and leaves out the warming up."""
+    """The number of rounds. `quick` makes each of them smaller, and leaves out the warming up.
+
+    `full`: as large as in the aims, where that takes long. `cases` are those of a scenario that has some; none means
+    all of them.
+    """
 
     rounds: int = USUAL_ROUNDS
     quick: bool = False
+    full: bool = False
+    cases: tuple[str, ...] = ()
 
-    def size(self, full: int, quick: int) -> int:
-        return quick if self.quick else full
+    def size(self, usual: int, quick: int, full: int | None = None) -> int:
+        if self.full and full is not None:
+            return full
+        return quick if self.quick else usual
 
 
 Measured = Mapping[str, float]
@@ -64,7 +72,7 @@ def interleave(
     Before the first round each runs once unmeasured, to fill caches and to open connections, unless it must be quick.
     """
     turns: dict[str, list[Measured]] = {name: [] for name in contestants}
-    for number in range(1 if plan.quick else 0, plan.rounds + 1):
+    for number in range(1 if plan.quick or plan.full else 0, plan.rounds + 1):
         names = list(contestants)
         for name in reversed(names) if number % 2 else names:
             progress(f"{name}, round {number} of {plan.rounds}" if number else f"{name}, warming up")

@@ -9,9 +9,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from imcore import msgid as msgids
+from imcore.errors import ImError
 from imcore.model.values import Group
 from imcore.streams import wire
-from imcore.streams.calls.call import Call, checked, or_empty
+from imcore.streams.calls.call import Call, checked, error_of, or_empty
 from imcore.streams.keys import CONFIG, REBUILDING, Keyspace
 
 MembersCall = Callable[[Keyspace, str, Sequence[str]], Call[Group]]
@@ -120,6 +121,27 @@ def position(space: Keyspace, gid: str, uid: str, *, for_others: bool = False) -
     return Call("im_unread", keys, (uid, int(for_others)), lambda answer: _position(answer, gid, uid), gid)
 
 
+def positions_in(space: Keyspace, gids: Sequence[str], uid: str) -> Call[list[Position | ImError]]:
+    """Ask for a user's positions in groups of one partition; one of whom they are no member has an error instead."""
+
+    def decode(answer: list[Any]) -> list[Position | ImError]:
+        return [_position_or_error(each, gid, uid) for gid, each in zip(gids, answer, strict=True)]
+
+    keys = tuple(key for gid in gids for key in position_keys(space, gid, uid))
+    return Call("im_unread_in", keys, (uid,), decode)
+
+
+def positions_of(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[list[Position | ImError]]:
+    """Ask for the positions of members as anybody may see them; one who has left has an error instead."""
+    k = space.group(gid)
+
+    def decode(answer: list[Any]) -> list[Position | ImError]:
+        return [_position_or_error(each, gid, uid) for uid, each in zip(uids, answer, strict=True)]
+
+    keys = (k.meta, k.stream, k.acked, k.recalled, k.joined, *map(k.own_unacked, uids))
+    return Call("im_unread_of", keys, tuple(uids), decode, gid)
+
+
 def own_positions(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[list[OwnPosition | None]]:
     """Ask for the positions of members, for themselves; None for no member."""
     k = space.group(gid)
@@ -154,6 +176,10 @@ def position_keys(space: Keyspace, gid: str, uid: str) -> tuple[str, ...]:
 
 def _position(answer: Any, gid: str, uid: str, msgid: int | None = None) -> Position:
     return position_of(checked(answer, gid, uid=uid, msgid=msgid))
+
+
+def _position_or_error(answer: Any, gid: str, uid: str) -> Position | ImError:
+    return error_of(answer, gid, uid=uid) if isinstance(answer, bytes) else position_of(answer)
 
 
 def position_of(answer: list[Any]) -> Position:

@@ -199,11 +199,64 @@ def bookmarks(lock: GroupLock, orders: Sequence[BookmarkOrder]) -> Call[list[int
     return Call(BOOKMARKS, keys, (*lock.args, *flat(orders)), list, lock.k.gid, writes=True)
 
 
-def restore_own_unacked(k: GroupKeys, uids: Sequence[str], trimmed: dict[str, list[int]]) -> Call[int]:
-    """Rebuild the own_unacked lists of members; `trimmed` are their own messages (packed) that are in SQL only."""
-    args = [value for uid in uids for value in (uid, len(trimmed.get(uid, ())), *trimmed.get(uid, ()))]
-    keys = (k.stream, k.acked, k.recalled, k.bookmarks, *map(k.own_unacked, uids))
-    return Call("im_repair_own_unacked", keys, tuple(args), int, k.gid, writes=True)
+class OwnPage(NamedTuple):
+    """Own messages in a page of a stream, which was read up to a position (packed).
+
+    `floors` are the positions after which own messages of the users are listed, None for one who is no member, and
+    `marks` the users' marks, 0 for none: both with the first page only. `messages` are the uid and the packed msgid of
+    each.
+    """
+
+    upto: int
+    more: bool
+    floors: dict[str, int | None]
+    marks: dict[str, int]
+    messages: list[tuple[str, int]]
+
+
+def find_own(k: GroupKeys, uids: Sequence[str], *, after: int | None, most: int) -> Call[OwnPage]:
+    """Find own messages of users in a page of at most `most` entries.
+
+    Without `after` it begins with the first one that may have to be listed.
+    """
+
+    def decode(answer: list[Any]) -> OwnPage:
+        upto, more, positions, *messages = answer
+        floors = {uid: int(floor) if floor else None for uid, floor in zip(uids, positions[::2], strict=False)}
+        marks = dict(zip(uids, map(int, positions[1::2]), strict=False))
+        found = [(uids[number], int(msgid)) for number, msgid in zip(messages[::2], messages[1::2], strict=True)]
+        return OwnPage(int(upto), more == 1, floors, marks, found)
+
+    args = ("" if after is None else after, most, *uids)
+    return Call("im_repair_find_own", (k.stream, k.acked, k.bookmarks), args, decode, k.gid)
+
+
+class OwnList(NamedTuple):
+    """A user's own messages (packed) after a position, oldest first. `floor` is None for one who is no member."""
+
+    uid: str
+    floor: int | None
+    messages: Sequence[int]
+
+
+def restore_own_unacked(k: GroupKeys, own: Sequence[OwnList], *, trimmed: int, upto: int) -> Call[list[str]]:
+    """Make the own_unacked lists of members anew, from their own messages up to one (packed), and what came later.
+
+    It answers the uids that were left alone, since they have joined, or marked older messages unread, or since more was
+    trimmed than up to `trimmed`.
+    """
+    args: list[Value] = [trimmed, upto]
+    for uid, floor, messages in own:
+        args += (uid, "" if floor is None else floor, len(messages), *messages)
+    keys = (k.meta, k.stream, k.acked, k.recalled, k.bookmarks, *(k.own_unacked(each.uid) for each in own))
+    return Call(
+        "im_repair_own_unacked",
+        keys,
+        tuple(args),
+        lambda numbers: [own[number].uid for number in numbers],
+        k.gid,
+        writes=True,
+    )
 
 
 def resync(k: GroupKeys, uids: Sequence[str]) -> Call[int]:

@@ -246,15 +246,19 @@ end
 
 -- The position of a member, all of one moment: {seq of the newest, its packed msgid, packed offset, seq at the position after which
 -- messages are unread, '' if only SQL knows it, own and recalled messages after it, packed msgid after which they joined, private
--- position, mark}. Keys: meta, stream, acked, own_unacked, recalled, joined, bookmarks.
-local function position_of(keys, uid, offset, bookmark, head, last, trimmed)
+-- position, mark}. Keys: meta, stream, acked, own_unacked, recalled (nil if nothing is), joined, bookmarks. A caller who asks for many
+-- members gives where this one joined, and a table that keeps the seqs at positions.
+local function position_of(keys, uid, offset, bookmark, head, last, trimmed, joined, seqs)
   local private, mark = parse_bookmark(bookmark)
   local packed = unread_position(tonumber(offset), private, mark)
-  local seq = seq_at(keys[2], packed, head, last, trimmed)
+  local seq = seqs and seqs[packed] or seq_at(keys[2], packed, head, last, trimmed)
+  if seqs then
+    seqs[packed] = seq
+  end
   local passed, all = count_acked_own(keys[4], packed)
-  local not_counted = all - passed + redis.call('ZCOUNT', keys[5], '(' .. decimal(packed), '+inf')
-  local joined = redis.call('ZSCORE', keys[6], uid) or offset
-  return {head, decimal(last), offset, seq, not_counted, joined, decimal(private), decimal(mark)}
+  local recalled = keys[5] and redis.call('ZCOUNT', keys[5], '(' .. decimal(packed), '+inf') or 0
+  joined = joined or redis.call('ZSCORE', keys[6], uid) or offset
+  return {head, decimal(last), offset, seq, all - passed + recalled, joined, decimal(private), decimal(mark)}
 end
 
 -- im_unread: the position of a member, with the unread count of the member or, for anybody else, that of the offset.

@@ -80,6 +80,38 @@ define('im_inbox_order', READ_ONLY, function(keys, args)
   return answers
 end)
 
+-- im_unread_in: the positions of a member in groups, each of one moment.
+-- Keys: as for im_inbox_order. Arguments: uid. Answer: for each group that of im_unread, or NOGROUP.
+define('im_unread_in', READ_ONLY, function(keys, args)
+  local answers, uid, has_bookmarks, has_recalled = {}, args[1], any_exists(keys, 7), any_exists(keys, 5)
+  for k = 1, #keys, 7 do
+    local meta, offset = redis.call('HMGET', keys[k], 'seq', 'last', 'trimmed'), redis.call('ZSCORE', keys[k + 2], uid)
+    local answer = meta[1] and 'NOTMEMBER' or 'NOGROUP'
+    if meta[1] and offset then
+      local bookmark = has_bookmarks and redis.call('HGET', keys[k + 6], uid)
+      local of_group = {unpack(keys, k, k + 6)}
+      of_group[5] = has_recalled and of_group[5] or nil
+      answer = position_of(of_group, uid, offset, bookmark, tonumber(meta[1]), tonumber(meta[2]), meta[3] or '0')
+    end
+    answers[#answers + 1] = answer
+  end
+  return answers
+end)
+
+-- im_unread_of: the positions of members of a group as anybody may see them, all of one moment.
+-- Keys: meta, stream, acked, recalled, joined, then own_unacked of each. Arguments: the uids.
+-- Answer: for each that of im_unread. Errors: NOGROUP.
+define_for_group('im_unread_of', READ_ONLY, function(keys, args, head, last, trimmed)
+  local answers, seqs = {}, {}
+  local offsets, joined = call_for_all('ZMSCORE', keys[3], args, 1), call_for_all('ZMSCORE', keys[5], args, 1)
+  local recalled = redis.call('EXISTS', keys[4]) == 1 and keys[4] or nil
+  for i, uid in ipairs(args) do
+    local offset, of_member = offsets[i], {keys[1], keys[2], keys[3], keys[5 + i], recalled, keys[5]}
+    answers[i] = offset and position_of(of_member, uid, offset, false, head, last, trimmed, joined[i], seqs) or 'NOTMEMBER'
+  end
+  return answers
+end)
+
 -- What im_inbox answers about one group, and how many bytes of text and meta that has.
 local function details_of(keys, uid)
   local meta = redis.call('HMGET', keys[1], 'seq', 'last', 'trimmed', 'erased')

@@ -129,44 +129,100 @@ define_locked('im_repair_bookmarks', function(keys, args)
   return skipped
 end)
 
--- im_repair_own_unacked: rebuild own_unacked lists from the stream and, where it is trimmed, from the arguments.
--- Keys: stream, acked, recalled, bookmarks, then own_unacked of each uid.
--- Arguments: for each uid: uid, how many packed msgids follow, these: its own messages up to the trim point.
--- Answer: how many messages the lists have.
+-- The position after which a user's own messages are listed, nil for one who is no member, and the user's mark.
+local function floor_of(acked, bookmarks, uid)
+  local offset = tonumber(redis.call('ZSCORE', acked, uid))
+  if offset then
+    local _, mark = parse_bookmark(redis.call('HGET', bookmarks, uid))
+    return own_floor(offset, mark), mark
+  end
+end
+
+-- im_repair_find_own: find own messages of members in a page of the stream.
+-- Keys: stream, acked, bookmarks. Arguments: packed msgid to begin after, '' for the lowest position after which own messages of these
+-- uids are listed; the most entries to read; the uids.
+-- Answer: {packed msgid of the last entry that was read, 1 if more may follow else 0, without a msgid to begin after for each uid that
+-- position ('' for one who is no member) and the mark, in turn, then for each message the number (from 0 on) of its sender, and the
+-- packed msgid}. Without a member no entry is read.
+define('im_repair_find_own', READ_ONLY, function(keys, args)
+  local after, most, number_of, floors = tonumber(args[1]), tonumber(args[2]), {}, {}
+  for i = 3, #args do
+    number_of[args[i]] = i - 3
+    if args[1] == '' then
+      local floor, mark = floor_of(keys[2], keys[3], args[i])
+      floors[#floors + 1] = floor and decimal(floor) or ''
+      floors[#floors + 1] = decimal(mark or 0)
+      after = floor and math.min(after or floor, floor) or after
+    end
+  end
+  if not after then
+    return {decimal(HIGHEST), 0, floors}
+  end
+  local page = redis.call('XRANGE', keys[1], '(' .. unpack_id(after), '+', 'COUNT', most)
+  local last = #page > 0 and pack(page[#page][1]) or after
+  local answer = {decimal(last), #page == most and 1 or 0, floors}
+  for _, entry in ipairs(page) do
+    local number = number_of[entry[2][4]]
+    if number then
+      answer[#answer + 1] = number
+      answer[#answer + 1] = decimal(pack(entry[1]))
+    end
+  end
+  return answer
+end)
+
+-- Those of packed msgids that are no recalled messages.
+local function not_recalled(recalled, msgids)
+  if #msgids == 0 or redis.call('EXISTS', recalled) == 0 then
+    return msgids
+  end
+  local left = {}
+  for i, score in ipairs(call_for_all('ZMSCORE', recalled, msgids, 1)) do
+    if not score then
+      left[#left + 1] = msgids[i]
+    end
+  end
+  return left
+end
+
+-- im_repair_own_unacked: make own_unacked lists anew, from the arguments and what was sent since the caller has read the stream.
+-- Keys: meta, stream, acked, recalled, bookmarks, then own_unacked of each uid.
+-- Arguments: the trim point up to which SQL was read, the packed msgid up to which the stream was read, then for each uid: uid, the
+-- position (packed) after which its own messages are known, '' for none, how many packed msgids follow, these messages, oldest first.
+-- Answer: the numbers (from 0 on) of the uids that were left alone: who has joined, or marked older messages unread; all, if more was
+-- trimmed.
 define('im_repair_own_unacked', DENY_OOM, function(keys, args)
-  local senders, lists, lowest, a = {}, {}, nil, 1
-  for _ = 5, #keys do
-    local uid, count = args[a], tonumber(args[a + 1])
-    local offset = tonumber(redis.call('ZSCORE', keys[2], uid))
-    lists[#lists + 1] = {}
-    if offset then
-      local _, mark = parse_bookmark(redis.call('HGET', keys[4], uid))
-      local floor = own_floor(offset, mark)
-      senders[uid] = {floor = floor, own = lists[#lists]}
-      lowest = math.min(lowest or floor, floor)
-      for i = a + 2, a + 1 + count do
-        if tonumber(args[i]) > floor and not redis.call('ZSCORE', keys[3], args[i]) then
-          table.insert(lists[#lists], args[i])
+  local upto, senders, skipped, a = tonumber(args[2]), {}, {}, 3
+  local is_trimmed = tonumber(redis.call('HGET', keys[1], 'trimmed') or '0') > tonumber(args[1])
+  for k = 6, #keys do
+    local uid, known, count = args[a], tonumber(args[a + 1]), tonumber(args[a + 2])
+    local floor = floor_of(keys[3], keys[5], uid)
+    if is_trimmed or floor and (not known or floor < known) then
+      skipped[#skipped + 1] = k - 6
+    else
+      local own = {}
+      for i = a + 3, floor and a + 2 + count or 0 do
+        if tonumber(args[i]) > floor then
+          own[#own + 1] = args[i]
         end
       end
+      senders[uid] = {key = keys[k], floor = floor or HIGHEST, own = not_recalled(keys[4], own)}
     end
-    a = a + 2 + count
+    a = a + 3 + count
   end
-  each_entry(keys[1], lowest and '(' .. unpack_id(lowest), function(id, fields)
+  each_entry(keys[2], next(senders) and '(' .. unpack_id(upto), function(id, fields)
     local sender, packed = senders[fields[4]], pack(id)
-    if sender and packed > sender.floor and not redis.call('ZSCORE', keys[3], decimal(packed)) then
+    if sender and packed > sender.floor and not redis.call('ZSCORE', keys[4], decimal(packed)) then
       table.insert(sender.own, decimal(packed))
     end
   end)
-  local total = 0
-  for i, own in ipairs(lists) do
-    redis.call('UNLINK', keys[4 + i])
-    for first = 1, #own, 1000 do
-      redis.call('RPUSH', keys[4 + i], unpack(own, first, math.min(first + 999, #own)))
+  for _, sender in pairs(senders) do
+    redis.call('UNLINK', sender.key)
+    for first = 1, #sender.own, 1000 do
+      redis.call('RPUSH', sender.key, unpack(sender.own, first, math.min(first + 999, #sender.own)))
     end
-    total = total + #own
   end
-  return total
+  return skipped
 end)
 
 -- im_repair_idempotency: add client_msgids.
