@@ -8,7 +8,7 @@ from imcore.errors import DatabaseNotReady, ImError, NotMember, UnknownGroup, co
 from imcore.gateway.channels import Channels
 from imcore.gateway.cursor import Cursor, ResumePoint
 from imcore.gateway.delivery_queue import DeliveryQueue
-from imcore.gateway.fanout import Joined, Left, Recipients, Rewound, Session
+from imcore.gateway.fanout import Joined, Left, Rewound, Session
 from imcore.gateway.own_positions import OwnPositions
 from imcore.gateway.scheduler import DelayQueue
 from imcore.gateway.sessions import ReceiptDelivery
@@ -227,19 +227,19 @@ class CatchUp:
 
     def _rewind(self, subscribers: GroupSubscribers, cursor: Cursor, to: ResumePoint) -> None:
         """Let sessions begin again after a message, and tell them to forget what they were handed after it."""
-        gid, sessions = cursor.gid, subscribers.sessions(cursor)
+        gid, recipients = cursor.gid, subscribers.recipients(cursor)
         self._log.note(
             ImError(f"the server has lost messages of {gid!r} after {msgids.unpack(to.msgid)}"),
             "%s: telling the sessions that have them",
         )
-        for session in sessions:
+        for session in recipients.sessions:
             subscribers.remove(session)
             self.behind.add([subscribers.add(session, to)])
             self._deliveries.retract(session, gid, to.msgid)
             session.whole_after[gid] = min(to.msgid, session.whole_after.get(gid, msgids.NONE))
             self._rewound(session, gid, to.msgid)
-        self._deliveries.ready.append(Rewound(Recipients(sessions), gid, msgids.unpack_offset(to.msgid)))
-        self.to_resync.add(sessions)  # receipts have changed, too
+        self._deliveries.ready.append(Rewound(recipients, gid, msgids.unpack_offset(to.msgid)))
+        self.to_resync.add(recipients.sessions)  # receipts have changed, too
 
     def _hand_over(self, subscribers: GroupSubscribers, cursor: Cursor, pulled: PullResult, page: MessagePage) -> None:
         events, merged = subscribers.pulled(cursor, pulled, page)

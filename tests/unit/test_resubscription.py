@@ -36,6 +36,7 @@ class Bench:
         if isinstance(effect, ChangeChannels):
             for channel in effect.add:
                 self.channels.added(channel)
+        return None
 
     def step(self) -> list[type]:
         self.effects = []

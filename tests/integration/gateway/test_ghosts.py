@@ -3,15 +3,17 @@
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 
-from imcore import Chat, Message, NewMessage, Rewound, Session
+from imcore import Chat, NewMessage, Rewound, Session
 from imcore import msgid as msgids
+from imcore.device.device import Device
+from imcore.device.local_database import LocalDatabase, path_of
 from imcore.errors import TryAgain
 from imcore.model.values import Draft
 from imcore.settings import Settings
@@ -19,6 +21,7 @@ from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.packing import pack
 from tests.helpers.deadline import wait_until
+from tests.helpers.devices import listen, texts, until_all_have_happened
 from tests.helpers.gateways import Audience
 from tests.helpers.servers import RunningServer, add_replica, require_server, start_cluster
 from tests.helpers.talk import offset, say
@@ -62,7 +65,7 @@ class Shard:
             wait_until(lambda: client.info("replication")["role"] == "master", timeout_s=MOST_S)
 
     def connection(self) -> socket.socket:
-        """Return a connection to the primary: what is sent on it while the primary is stopped is done as it wakes up."""
+        """Return a connection: what is sent on it while the primary is stopped is done as it wakes up."""
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self.primary.url.removeprefix("unix://"))
         connection.sendall(pack(("PING",)))
@@ -156,3 +159,28 @@ def test_what_a_primary_does_that_was_replaced_is_taken_back(
         assert [each.unread for each in chat.unread("bob")] == [0]
         tally = chat.tally(gid, end.msgid)
         assert (tally.read, tally.unread) == (2, 0)
+
+
+def test_a_local_database_has_nothing_that_no_server_has(
+    chat: Chat, gid: str, shard: Shard, settings: Settings
+) -> None:
+    # Given a device of the sender, which is live, and has queued what lies in the socket of a stopped primary
+    say(chat, "first", gid=gid)
+    with LocalDatabase(path_of(settings.data_dir, "ann"), "ann", exclusive=True) as local, ExitStack() as stack:
+        ann, events = Device(chat, "ann", local), []
+
+        def story() -> Iterator[Callable[[], object]]:
+            yield lambda: texts(local, gid) == ["first"]
+            connection = stack.enter_context(shard.connection())
+            with shard.stopped():
+                connection.sendall(packed(drafts(chat, gid, "ghost 1", "ghost 2")))
+                shard.take_over()
+                repeat_until_sent(chat, gid, "ghost 2")
+                repeat_until_sent(chat, gid, "other")
+            # Then it has what the server has, and sends again what it had taken to be stored
+            yield lambda: any(isinstance(event, Rewound) for event in events)
+            yield lambda: texts(local, gid) == ["first", "ghost 2", "other", "ghost 1"]
+
+        listen(ann, until_all_have_happened(story()), events)
+        assert [line.msgid for line in local.log(gid)] == list(server_has(chat, gid))
+        assert list(server_has(chat, gid).values()) == texts(local, gid)
