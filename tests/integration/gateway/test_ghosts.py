@@ -165,7 +165,7 @@ def test_a_local_database_has_nothing_that_no_server_has(
     chat: Chat, gid: str, shard: Shard, settings: Settings
 ) -> None:
     # Given a device of the sender, which is live, and has queued what lies in the socket of a stopped primary
-    say(chat, "first", gid=gid)
+    say(chat, "first", gid=gid, sender="bob")
     with LocalDatabase(path_of(settings.data_dir, "ann"), "ann", exclusive=True) as local, ExitStack() as stack:
         ann, events = Device(chat, "ann", local), []
 
