@@ -10,7 +10,7 @@ from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.device.erasures import follow_erasures
 from imcore.device.local_database import PAGE, LocalDatabase, Outgoing
-from imcore.device.lost import forget_lost, rewind
+from imcore.device.lost import forget_lost, keep_items
 from imcore.errors import (
     ConfigurationError,
     DatabaseNotReady,
@@ -24,7 +24,6 @@ from imcore.errors import (
     TryAgain,
     UnknownGroup,
 )
-from imcore.gateway.fanout import PositionMoved, Rewound
 from imcore.gateway.listener import Item, Listener
 from imcore.gateway.options import SessionOptions
 from imcore.model.direct import gid_of, is_direct, peer_of
@@ -245,29 +244,11 @@ class Device:
                 self._tallies_backoff.succeeded()
                 self._begin_tallies()
             # Resume after yielded messages only: if this process is killed before, the next one yields the others.
-            yielded = self._keep_items(items, yielded)
+            yielded = keep_items(self._local, items, yielded)
             self._learn_peers(yielded)
             yield from items
             is_idle = self._try_tallies(items)
         self._local.keep((), yielded)
-
-    def _keep_items(self, items: Iterable[Item], yielded: Mapping[str, str]) -> dict[str, str]:
-        """Keep the items of a poll, and how far groups are here; return how far they will be once these are yielded."""
-        kept: list[Message | Receipt] = []
-        reached: dict[str, str] = {}
-        for item in items:
-            if isinstance(item, Rewound):
-                self._local.keep(kept, yielded)
-                kept, yielded = [], {}
-                reached.pop(item.gid, None)
-                rewind(self._local, item.gid, item.after_msgid)
-                self._outbox_backoff.succeeded()
-            elif not isinstance(item, PositionMoved):
-                kept.append(item)
-                if isinstance(item, Message):
-                    reached[item.gid] = item.msgid
-        self._local.keep(kept, yielded)
-        return reached
 
     def _try_outbox(self) -> None:
         if time.monotonic() < self._outbox_backoff.until:

@@ -5,17 +5,20 @@ replaced meanwhile, pushes what lay in its socket as it wakes up, and throws it 
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.device.local_database import LocalDatabase
 from imcore.errors import DatabaseNotReady, DatabaseUnavailable, ImError
+from imcore.gateway.fanout import PositionMoved, Rewound
+from imcore.gateway.listener import Item
 from imcore.model.direct import is_direct, peer_of
+from imcore.model.values import Message, Receipt
 from imcore.operations.effects import Effects, GetKeyspace, call_apart
 from imcore.operations.queries import MessagesByMsgid
 from imcore.streams.calls import message_calls
-from imcore.streams.calls.message_calls import UNKNOWN, Handed
+from imcore.streams.calls.message_calls import UNKNOWN, HandedMessage
 from imcore.util.batches import batches
 
 GROUPS = 500
@@ -32,6 +35,24 @@ WHERE gid = :gid AND msgid > :after AND sender_uid = :uid AND client_msgid IS NO
 ORDER BY msgid
 ON CONFLICT DO NOTHING
 """
+
+
+def keep_items(local: LocalDatabase, items: Iterable[Item], yielded: Mapping[str, str]) -> dict[str, str]:
+    """Keep the items of a poll, and how far groups are here; return how far they will be once these are yielded."""
+    kept: list[Message | Receipt] = []
+    reached: dict[str, str] = {}
+    for item in items:
+        if isinstance(item, Rewound):
+            local.keep(kept, yielded)
+            kept, yielded = [], {}
+            reached.pop(item.gid, None)
+            rewind(local, item.gid, item.after_msgid)
+        elif not isinstance(item, PositionMoved):
+            kept.append(item)
+            if isinstance(item, Message):
+                reached[item.gid] = item.msgid
+    local.keep(kept, yielded)
+    return reached
 
 
 def rewind(local: LocalDatabase, gid: str, after: str | None) -> None:
@@ -76,7 +97,8 @@ def _lost(uid: str, newest: dict[str, int]) -> Effects[list[str]]:
     for gids in batches(newest, GROUPS):
         pulls = [message_calls.pull(space, gid, [uid], after=newest[gid], count=1, most_bytes=1) for gid in gids]
         calls = [
-            message_calls.with_check(pull, Handed(newest[gid], UNKNOWN)) for gid, pull in zip(gids, pulls, strict=True)
+            message_calls.with_check(pull, HandedMessage(newest[gid], UNKNOWN))
+            for gid, pull in zip(gids, pulls, strict=True)
         ]
         answers = yield from call_apart(calls)
         for gid, answer in zip(gids, answers, strict=True):

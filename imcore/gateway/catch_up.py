@@ -18,7 +18,7 @@ from imcore.operations.effects import Effects, call_apart
 from imcore.operations.queries import PAGE, MessagePage, MessagesByMsgid
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call
-from imcore.streams.calls.message_calls import Handed, PullResult
+from imcore.streams.calls.message_calls import HandedMessage, PullResult
 from imcore.streams.keys import Keyspace
 from imcore.streams.wire import PushedMessage
 from imcore.util.backoff import Clock, ThrottledLog
@@ -222,7 +222,7 @@ class CatchUp:
             cursor.process = ""
             self.behind.add([cursor])
         else:
-            self._rewind(subscribers, cursor, ResumePoint(parts_at, handed=Handed(parts_at, process)))
+            self._rewind(subscribers, cursor, ResumePoint(parts_at, handed=HandedMessage(parts_at, process)))
         return 0
 
     def _rewind(self, subscribers: GroupSubscribers, cursor: Cursor, to: ResumePoint) -> None:

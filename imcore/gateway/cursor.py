@@ -7,7 +7,7 @@ from typing import NamedTuple
 from imcore import msgid as msgids
 from imcore.model.values import Message
 from imcore.operations.queries import MessagePage
-from imcore.streams.calls.message_calls import Handed, PullResult
+from imcore.streams.calls.message_calls import HandedMessage, PullResult
 
 
 class ResumePoint(NamedTuple):
@@ -18,7 +18,7 @@ class ResumePoint(NamedTuple):
 
     msgid: int
     seq: int | None = None
-    handed: Handed | None = None
+    handed: HandedMessage | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -43,9 +43,9 @@ class Cursor:
     """The packed msgid that `handed` has; None: `msgid`."""
 
     @property
-    def handed(self) -> Handed | None:
+    def handed(self) -> HandedMessage | None:
         msgid = self.proof or self.msgid
-        return Handed(msgid, self.process) if msgid and self.process else None
+        return HandedMessage(msgid, self.process) if msgid and self.process else None
 
     @property
     def resume_point(self) -> ResumePoint | None:

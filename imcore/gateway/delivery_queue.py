@@ -17,7 +17,7 @@ from imcore.gateway.fanout import (
     Rewound,
     Session,
 )
-from imcore.streams.calls.message_calls import UNKNOWN, Handed
+from imcore.streams.calls.message_calls import UNKNOWN, HandedMessage
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ def _resume_before(session: Session, gid: str, msgid: int, seq: int | None = Non
     """Let a session resume before a message (packed), which the server has if it has what the session was handed."""
     point = session.resume_points.get(gid)
     process = point.handed.process if point and point.handed else UNKNOWN
-    session.resume_points[gid] = ResumePoint(msgid - 1, seq, Handed(msgid, process))
+    session.resume_points[gid] = ResumePoint(msgid - 1, seq, HandedMessage(msgid, process))
 
 
 def _put_back(session: Session, event: Event) -> None:
@@ -129,7 +129,7 @@ def _put_back(session: Session, event: Event) -> None:
     elif isinstance(event, Rewound):
         gids.add(event.gid)
         # No server has this message: so it is told again where to begin anew.
-        lost = Handed(msgids.HIGHEST, UNKNOWN)
+        lost = HandedMessage(msgids.HIGHEST, UNKNOWN)
         session.resume_points[event.gid] = ResumePoint(msgids.position_of(event.after_msgid or "0-0"), handed=lost)
     elif isinstance(event, PositionMoved):
         session.forget_position(event.gid)

@@ -19,7 +19,7 @@ VERSION = 16
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
 
 _FILES = (
-    *("base", "positions", "groups", "idempotency", "messages", "acks", "receipts", "history", "inbox"),
+    *("base", "terms", "positions", "groups", "idempotency", "messages", "acks", "receipts", "history", "inbox"),
     *("policies", "why"),
     *("sessions", "coalescing", "journals", "repair_streams", "repair_members", "repair_look", "watermarks", "rewrite"),
     *("deletion", "erasure", "erasure_entries"),

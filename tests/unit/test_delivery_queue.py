@@ -5,7 +5,7 @@ from imcore.gateway.cursor import ResumePoint
 from imcore.gateway.delivery_queue import DeliveryQueue
 from imcore.gateway.fanout import Event, Gap, Joined, Left, NewMessage, ReceiptsChanged, Recipients, Session
 from imcore.model.values import Message, Receipt
-from imcore.streams.calls.message_calls import UNKNOWN, Handed
+from imcore.streams.calls.message_calls import UNKNOWN, HandedMessage
 
 ANN, BOB, CY = (Session(uid) for uid in ("ann", "bob", "cy"))
 ALL = Recipients([ANN, BOB, CY])
@@ -13,7 +13,7 @@ ALL = Recipients([ANN, BOB, CY])
 
 def before(number: int, seq: int | None = None) -> ResumePoint:
     """Where a session resumes that was not handed a message: the server has it, if it has all that comes before."""
-    return ResumePoint(packed(number) - 1, seq, Handed(packed(number), UNKNOWN))
+    return ResumePoint(packed(number) - 1, seq, HandedMessage(packed(number), UNKNOWN))
 
 
 def arrived(number: int, gid: str = "g", recipients: Recipients = ALL) -> NewMessage:

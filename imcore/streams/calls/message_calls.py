@@ -112,7 +112,7 @@ class PullResult(NamedTuple):
 UNKNOWN = "-"
 
 
-class Handed(NamedTuple):
+class HandedMessage(NamedTuple):
     """A message (packed msgid) that clients were handed, and the server's process that gave it; it may be UNKNOWN."""
 
     msgid: int
@@ -260,7 +260,7 @@ def pull(
     return Call("im_pull", keys, tuple(args), decode, gid)
 
 
-def with_check(pull: Call[PullResult], handed: Handed | None) -> Call[PullResult]:
+def with_check(pull: Call[PullResult], handed: HandedMessage | None) -> Call[PullResult]:
     """Let a pull also say where to begin again, if the server does not have a message that was handed over."""
     return pull._replace(args=(*pull.args[:4], *handed, *pull.args[6:])) if handed else pull
 
