@@ -29,6 +29,10 @@ class LostNodeError(driver.ConnectionError):
         self.__cause__ = cause
 
 
+class NoPrimaryError(driver.ConnectionError):
+    """No Sentinel says where the primary is; the text says why."""
+
+
 DRIVER_ERRORS = (driver.RedisError, driver.RedisClusterException, OSError)
 
 _REFUSED_BY_WORD = {
@@ -119,8 +123,12 @@ def address(url: str) -> str:
 
 
 def _path(scheme: str, path: str) -> str:
-    """Return the path of a socket or the number of a database: anything else may be an option without its ?."""
-    return path if scheme == "unix" or re.fullmatch(r"/*[0-9]*/*", path) else "/..."
+    """Return the path of a socket, the number of a database, or the name of a primary.
+
+    Anything else may be an option without its ?.
+    """
+    known = r"/[\w.-]{1,100}" if scheme.endswith("+sentinel") else r"/*[0-9]*/*"
+    return path if scheme == "unix" or re.fullmatch(known, path) else "/..."
 
 
 @contextmanager
@@ -140,7 +148,9 @@ def translated(error: Exception, where: str, gid: str = "", *, variable: str = C
     error = _error_of_node(error)
     where = address(where) if "://" in where else where
     if isinstance(error, LostNodeError) and isinstance(error.__cause__, Exception):
-        where, error = f"{where.partition('://')[0]}://{error.node}", error.__cause__
+        where, error = f"{where.partition('://')[0].replace('+sentinel', '')}://{error.node}", error.__cause__
+    if isinstance(error, NoPrimaryError):
+        return RedisUnavailable(str(error))
     text = _answer_of(error)
     if refusal := _rights(error, text, where, variable) or _refusal(error, text, where):
         return refusal
