@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from redis import Redis
 from redis import exceptions as driver
 
 from imcore.errors import ConfigurationError, ImError, RedisFull, RedisRefuses, RedisUnavailable
@@ -31,6 +32,14 @@ class LostNodeError(driver.ConnectionError):
 
 class NoPrimaryError(driver.ConnectionError):
     """No Sentinel says where the primary is; the text says why."""
+
+
+def with_node(server: Redis, error: Exception) -> Exception:
+    """Let the error of a lost connection name the server that a name led to."""
+    sentinels = server.connection_pool.connection_kwargs.get("sentinels")
+    if sentinels is None or sentinels.primary is None or isinstance(error, LostNodeError | NoPrimaryError):
+        return error
+    return LostNodeError(str(sentinels.primary), error) if isinstance(error, LOST) else error
 
 
 DRIVER_ERRORS = (driver.RedisError, driver.RedisClusterException, OSError)

@@ -11,8 +11,7 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff
 
 from imcore.streams.cluster import Cluster
-from imcore.streams.redis_errors import LOST
-from imcore.streams.sentinel import with_node
+from imcore.streams.redis_errors import LOST, with_node
 
 T = TypeVar("T")
 Client = Redis | Cluster

@@ -6,8 +6,6 @@ See https://redis.io/docs/latest/develop/reference/sentinel-clients/.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import redis
-
 from imcore.streams.connections import TcpConnection, TlsConnection
 from imcore.streams.places import Place
 from imcore.streams.redis_errors import LOST, LostNodeError, NoPrimaryError
@@ -85,11 +83,3 @@ class PrimaryConnection(_PrimaryMixin, TcpConnection):
 
 class TlsPrimaryConnection(_PrimaryMixin, TlsConnection):
     pass
-
-
-def with_node(server: redis.Redis, error: Exception) -> Exception:
-    """Let the error of a lost connection name the server that a name led to."""
-    sentinels = server.connection_pool.connection_kwargs.get("sentinels")
-    if sentinels is None or sentinels.primary is None or isinstance(error, LostNodeError | NoPrimaryError):
-        return error
-    return LostNodeError(str(sentinels.primary), error) if isinstance(error, LOST) else error
