@@ -21,10 +21,11 @@ class Faults:
     def __init__(self, soak: ClusterSoak, chance: random.Random) -> None:
         self._soak, self._shards, self._chance = soak, soak.shards, chance
 
-    def strike(self, count: int) -> None:
-        """Let so many things happen, of each kind one at least if they are enough."""
-        kinds = self._chance.sample(list(FAULTS), len(FAULTS))
-        kinds += self._chance.choices(list(FAULTS), k=max(0, count - len(kinds)))
+    def strike(self, count: int, only: str = "") -> None:
+        """Let so many things happen, of each kind one at least if they are enough; or `only` those of a kind."""
+        known = [kind for kind in FAULTS if only in kind]
+        kinds = self._chance.sample(known, len(known))
+        kinds += self._chance.choices(known, k=max(0, count - len(kinds)))
         for kind in kinds[:count]:
             self._pass(self._chance.uniform(0.1, 1.0))
             FAULTS[kind](self)
@@ -102,6 +103,23 @@ class Faults:
         self._pass(self._chance.uniform(0, 2.0))
         primary.wake()
 
+    def replace_behind(self) -> None:
+        """Kill a primary, or stop it for a while, whose replica lags behind, and lacks what was written lately."""
+        primary, replica = self._shard()
+        self._shards.cut_off(primary, replica)
+        self._pass(self._chance.uniform(0.1, _BRIEF_S))
+        if comes_back := self._chance.random() < 0.5:
+            primary.halt()
+        else:
+            primary.kill()
+        replica.wake()
+        self._until(lambda: self._shards.has_taken_over(replica))
+        self._pass(self._chance.uniform(0, 1.0))
+        if comes_back:
+            primary.wake()
+        else:
+            primary.start()
+
     def fail_over(self) -> None:
         """Let a replica take over in order."""
         _, replica = self._shard()
@@ -137,6 +155,7 @@ FAULTS: Mapping[str, Callable[[Faults], None]] = {
     "replica stopped": Faults.stop_replica,
     "primary stopped": Faults.stop_primary,
     "primary stopped and replaced": Faults.replace_stopped,
+    "primary replaced by one behind": Faults.replace_behind,
     "failover": Faults.fail_over,
     "slot migrated": Faults.migrate,
     "slots moved at once": Faults.migrate_slots,

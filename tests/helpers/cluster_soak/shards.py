@@ -175,6 +175,11 @@ class Shards:
             return replica.is_primary()
         return False
 
+    def cut_off(self, primary: ShardNode, replica: ShardNode) -> None:
+        """Stop a replica, and close its link from the primary's side: it gets no more until both answer again."""
+        replica.halt()
+        primary.admin.execute_command("CLIENT KILL TYPE replica")
+
     def hand_over(self, replica: ShardNode) -> None:
         """Ask a replica to take over in order: nothing is lost."""
         replica.admin.execute_command("CLUSTER FAILOVER")
@@ -194,8 +199,8 @@ class Shards:
     def migrate_slots(self, slots: Sequence[int], target: ShardNode) -> None:
         """Ask for slots to be moved at once (Valkey 9)."""
         source = self.primary_of(slots[0])
-        ranges = [part for slot in slots for part in ("SLOTSRANGE", slot, slot)]
-        source.admin.execute_command("CLUSTER MIGRATESLOTS", *ranges, "NODE", target.id())
+        ends = [end for slot in slots for end in (slot, slot)]
+        source.admin.execute_command("CLUSTER MIGRATESLOTS", "SLOTSRANGE", *ends, "NODE", target.id())
 
     def another(self, node: ShardNode, chance: random.Random) -> ShardNode:
         """Return some other primary."""

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +27,7 @@ T = TypeVar("T")
 GOES_ON = "going on"
 _AGAIN_S = 0.05
 _MOST_AT_ONCE = 6
+_MANY_TRIES = 100
 
 
 class Intent(NamedTuple):
@@ -112,11 +114,14 @@ class Storm:
 
 async def patiently(step: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Return the result of a step; repeat it while a server is away, or has not confirmed it."""
-    while True:
+    for tries in count(1):
         try:
             return await step()
-        except TryAgain:
+        except TryAgain as error:
+            if tries % _MANY_TRIES == 0:
+                print(f"tried {tries} times: {error!r}", file=sys.stderr, flush=True)
             await asyncio.sleep(_AGAIN_S)
+    raise AssertionError
 
 
 async def main(plan: dict[str, Any]) -> None:
