@@ -45,6 +45,7 @@ from tests.model.reference import Model, ModelGroup
 
 COUNT = int(os.environ.get("IM_CLUSTER_FAULTS", len(FAULTS)))
 SEED = int(os.environ.get("IM_CLUSTER_SEED", time.time_ns() % 1_000_000))
+ONLY = os.environ.get("IM_CLUSTER_ONLY", "")
 SETTLE_S = 90.0
 NAMES_OF = 20
 """So many messages of a group have the names of their readers compared."""
@@ -70,7 +71,7 @@ def test_whatever_befalls_a_cluster_nothing_confirmed_is_lost_and_every_count_is
 
     # When
     faults = Faults(soak, chance)
-    faults.strike(COUNT, only=os.environ.get("IM_CLUSTER_ONLY", ""))
+    faults.strike(COUNT, only=ONLY)
     settle(soak)
 
     # Then
