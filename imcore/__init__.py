@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         Receipt,
         Tally,
         Unread,
+        UnreadCounts,
         UserPolicy,
         Why,
     )
@@ -81,6 +82,7 @@ __all__ = [
     "Settings",
     "Tally",
     "Unread",
+    "UnreadCounts",
     "UserPolicy",
     "Why",
     "errors",
