@@ -1,18 +1,15 @@
 """What sessions are told to forget, and what they are not: on one server, whose losses a test makes by hand."""
 
-from dataclasses import replace
-
 import pytest
 
-from imcore import Chat, Message, NewMessage, Rewound
+from imcore import Chat, NewMessage, Rewound
 from imcore import msgid as msgids
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.settings import Settings
-from imcore.streams.calls import session_calls
-from imcore.streams.keys import SEPARATOR
 from tests.helpers.devices import texts
 from tests.helpers.gateways import Audience, kill_connections
+from tests.helpers.lost_messages import after, process, push, restart
 from tests.helpers.talk import leave_to_sql, offset, say
 from tests.helpers.workers import store
 
@@ -26,29 +23,6 @@ def redis_url(valkey: str) -> str:
 def chat(chat: Chat) -> Chat:
     chat.create_group("team", ["ann", "bob"])
     return chat
-
-
-def process(chat: Chat) -> str:
-    return chat.system.client.call(session_calls.process(chat.system.client.space))
-
-
-def push(chat: Chat, message: Message, by: str) -> None:
-    """Publish a message that the server does not have."""
-    fields = ("m", message.gid, message.msgid, message.seq, by, message.sender_uid, message.client_msgid or "", "", "")
-    data = SEPARATOR.join(map(str, (*fields, message.content)))
-    chat.system.client.driver.execute_command("SPUBLISH", chat.system.client.space.group(message.gid).channel, data)
-
-
-def after(message: Message, text: str, by_ms: int = 1, **fields: str) -> Message:
-    """A message of the time after another one."""
-    msgid = msgids.unpack(msgids.pack(message.msgid) + (by_ms << msgids.COUNTER_BITS))
-    return replace(message, msgid=msgid, seq=message.seq + 1, content=text, **fields)
-
-
-def restart(chat: Chat) -> None:
-    """Let the server have another name, as after a restart."""
-    chat.system.client.driver.execute_command("FUNCTION", "FLUSH", "SYNC")
-    chat.system.client.upgrade()
 
 
 def test_what_the_server_lost_is_taken_back_where_the_two_part(chat: Chat) -> None:
