@@ -29,7 +29,7 @@ from imcore.streams.keys import CONFIG
 from imcore.system import System
 from imcore.util.batches import batches
 
-PAGE = 200
+PAGE = 500
 _MOVES_AT_ONCE = 5000
 _TRIM_AT_ONCE = 2000
 _TRIM_CHARACTERS = 1 << 20
@@ -160,9 +160,9 @@ def _trim_up_to(system: System, gid: str, bound: int) -> int:
 def _stored(system: System, gid: str) -> Iterator[MessageRow]:
     """Yield the messages of a stream, oldest first, and stop before the first one that SQL does not have."""
     for batch in batches(_readable(system.client, gid), PAGE):
-        in_sql = system.database.messages_after(gid, batch[0].msgid - 1, until=batch[-1].msgid, limit=len(batch))
-        for redis_row, sql_row in zip(batch, in_sql, strict=False):
-            if redis_row[:_SAME] != sql_row[:_SAME]:
+        in_sql = system.database.history.identities(gid, batch[0].msgid, batch[-1].msgid, limit=len(batch))
+        for redis_row, identity in zip(batch, in_sql, strict=False):
+            if redis_row[1:_SAME] != identity:
                 return
             yield redis_row
         if len(in_sql) < len(batch):

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from imcore import msgid as msgids
 from imcore.model.rows import Head, MessageRow
-from imcore.sql.cells import has_msgid, int_of, is_msgid, is_recalled
+from imcore.sql.cells import has_msgid, int_of, is_msgid, is_recalled, sender_name, text_of
 from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS, NAME
 from imcore.util.batches import batches
 
@@ -42,6 +42,15 @@ Place = tuple[str, int]
 """A gid and a msgid (packed)."""
 
 _AT_ONCE = 1000
+
+
+class Identity(NamedTuple):
+    """What a recall or an erasure changes nothing of. Two messages that have the same are one."""
+
+    msgid: int
+    seq: int
+    sender_uid: str
+    span: int | None
 
 
 class _Side(NamedTuple):
@@ -124,6 +133,13 @@ class HistoryQueries:
         query = select(*self._database.reader.columns(recalled=is_recalled()))
         query = query.join_from(at, GROUP_MSGS, and_(c.gid == at.c.gid, c.msgid > at.c.after, has_msgid()))
         yield from self._database.reader.rows(self._database.stream(query.order_by(c.gid, c.msgid)))
+
+    def identities(self, gid: str, first: int, last: int, *, limit: int) -> list[Identity]:
+        """Return what tells messages from one to another (msgids) apart, oldest first, at most `limit`."""
+        c = GROUP_MSGS.c
+        query = select(c.msgid, c.seq, sender_name(), c.span).where(c.gid == gid, c.msgid >= first, c.msgid <= last)
+        rows = self._database.fetch(query.order_by(c.msgid).limit(limit))
+        return [Identity(msgid, seq, text_of(sender_uid), span) for msgid, seq, sender_uid, span in rows]
 
     def heads_at(self, places: Sequence[Place]) -> dict[str, Head]:
         """Return the heads of groups as if the messages at these places were the newest; one place for each group."""
