@@ -15,6 +15,7 @@ from sqlalchemy import (
     TableValuedAlias,
     and_,
     bindparam,
+    cast,
     column,
     func,
     select,
@@ -24,7 +25,7 @@ from sqlalchemy import (
 
 from imcore import msgid as msgids
 from imcore.model.rows import Head, MessageRow
-from imcore.sql.cells import has_msgid, int_of, is_msgid, is_recalled, sender_name, text_of
+from imcore.sql.cells import has_msgid, int_of, is_msgid, is_recalled
 from imcore.sql.tables import GROUP_MSGS, GROUP_SPANS, NAME
 from imcore.util.batches import batches
 
@@ -44,13 +45,14 @@ Place = tuple[str, int]
 _AT_ONCE = 1000
 
 
-class Identity(NamedTuple):
-    """What a recall or an erasure changes nothing of. Two messages that have the same are one."""
+class Identities(NamedTuple):
+    """What tells messages apart, and neither a recall nor an erasure changes: each column as one text."""
 
-    msgid: int
-    seq: int
-    sender_uid: str
-    span: int | None
+    msgids: str
+    seqs: str
+    senders: str
+    spans: str
+    """Nothing for a sender who was no member."""
 
 
 class _Side(NamedTuple):
@@ -134,12 +136,14 @@ class HistoryQueries:
         query = query.join_from(at, GROUP_MSGS, and_(c.gid == at.c.gid, c.msgid > at.c.after, has_msgid()))
         yield from self._database.reader.rows(self._database.stream(query.order_by(c.gid, c.msgid)))
 
-    def identities(self, gid: str, first: int, last: int, *, limit: int) -> list[Identity]:
-        """Return what tells messages from one to another (msgids) apart, oldest first, at most `limit`."""
+    def identities(self, gid: str, first: int, last: int, separator: str) -> Identities:
+        """Return the identities of the messages from one to another (msgids), oldest first, as they are stored."""
         c = GROUP_MSGS.c
-        query = select(c.msgid, c.seq, sender_name(), c.span).where(c.gid == gid, c.msgid >= first, c.msgid <= last)
-        rows = self._database.fetch(query.order_by(c.msgid).limit(limit))
-        return [Identity(msgid, seq, text_of(sender_uid), span) for msgid, seq, sender_uid, span in rows]
+        rows = select(c.msgid, c.seq, c.sender_uid, func.coalesce(cast(c.span, NAME), "").label("span"))
+        ordered = rows.where(c.gid == gid, c.msgid >= first, c.msgid <= last).order_by(c.msgid).subquery()
+        joined = [func.aggregate_strings(cast(column, NAME), separator) for column in ordered.c]
+        [texts] = self._database.fetch(select(*joined))
+        return Identities(*(text or "" for text in texts))
 
     def heads_at(self, places: Sequence[Place]) -> dict[str, Head]:
         """Return the heads of groups as if the messages at these places were the newest; one place for each group."""
