@@ -17,6 +17,7 @@ from imcore import msgid as msgids
 from imcore.admin import retention
 from imcore.chat import Chat
 from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, interleave
+from imcore.cli.bench.harness.nodes import drop_ours
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
 from imcore.cli.bench.harness.slow_log import slow_log
 from imcore.cli.bench.harness.traffic import TEXT
@@ -261,9 +262,7 @@ def _fill_large(running: RunningServers, name: str, groups: int, members: int, m
 def _empty(servers: BenchServers) -> None:
     """Drop all of ours from the server, which was empty when the benchmark began."""
     with servers.chat() as chat:
-        driver = chat.system.client.driver
-        for keys in batches(driver.scan_iter(match="im:*", count=1000), 1000):
-            driver.unlink(*keys)
+        drop_ours(chat.system.client.driver)
 
 
 def _uids(count: int) -> list[str]:
