@@ -28,7 +28,7 @@ SCENARIOS |= {"persist": "persist", "memory": "memory", "blocking": "blocking", 
 SCENARIOS |= {"growth": "growth"}
 LATENCY, WEB, GROWTH = "latency", "web", "growth"
 """Parts of the storm: `im bench storm --latency` and `--web`; and the scenario that has cases."""
-GROWTH_CASES = ("check", "create", "mend", "rebuild", "open", "unread", "trim", "show")
+GROWTH_CASES = ("check", "create", "mend", "rebuild", "open", "unread", "trim", "show", "memberships")
 QUICK, FULL = "quick", "full"
 ALL = "all"
 NAMES = [*(name for name in SCENARIOS if name not in {LATENCY, WEB}), ALL]

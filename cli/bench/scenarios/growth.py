@@ -21,6 +21,7 @@ from imcore.cli.bench.harness.nodes import drop_ours
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
 from imcore.cli.bench.harness.slow_log import slow_log
 from imcore.cli.bench.harness.traffic import TEXT
+from imcore.cli.bench.scenarios.memberships import memberships
 from imcore.errors import ImError
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
@@ -65,6 +66,10 @@ def run_growth(servers: BenchServers, plan: RoundPlan, progress: Progress) -> li
 
 
 _UNITS = {"a message": "us", "all of it": "s", "memory more": "MiB"}
+_UNITS |= {"a membership": "B", "making a membership": "us", "a partition": "MiB"}
+_UNITS |= dict.fromkeys(("fullest partition", "emptiest partition"), "x the mean")
+_UNITS |= dict.fromkeys(("a message, cheapest partition", "a message, dearest partition"), "us")
+_UNITS |= dict.fromkeys(("idle servers", "idle workers"), "ms/s")
 _AIMS = {
     ("check", "a group"): Aim("<=", 0.3, of_ratio=False),
     ("create", "longest call"): Aim("<=", 10, of_ratio=False),
@@ -290,4 +295,5 @@ CASES: dict[str, Callable[[BenchServers, RoundPlan, Progress], AbstractContextMa
     "unread": _unread,
     "trim": _trim,
     "show": _show,
+    "memberships": memberships,
 }
