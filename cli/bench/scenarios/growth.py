@@ -31,6 +31,7 @@ from imcore.streams.calls import creation_calls, message_calls
 from imcore.streams.calls.message_calls import AckTarget
 from imcore.streams.client import CHUNK
 from imcore.util.batches import batches
+from imcore.util.garbage import collected_rarely
 
 _ABOVE_US = 100
 _MEMBERS, _MESSAGES = 3, 5
@@ -96,7 +97,8 @@ def _check(servers: BenchServers, plan: RoundPlan, progress: Progress) -> _Case:
 
         def job() -> Measured:
             before = _peak_mib()
-            seconds = _seconds(lambda: _expect_sound(running.chat))
+            with collected_rarely():
+                seconds = _seconds(lambda: _expect_sound(running.chat))
             return {"a group": seconds / groups * 1000, "memory more": _peak_mib() - before}
 
         yield f"{groups:,} groups of {_MEMBERS} members and {_MESSAGES} messages", job
@@ -157,7 +159,7 @@ def _rebuild(servers: BenchServers, plan: RoundPlan, progress: Progress) -> _Cas
 
     def job() -> Measured:
         _empty(servers)
-        with servers.chat() as chat:
+        with servers.chat() as chat, collected_rarely():
             seconds = _seconds(lambda: rebuild(chat.system))
         return {"a message": seconds / messages * 1e6, "all of it": seconds}
 
