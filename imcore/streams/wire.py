@@ -4,7 +4,7 @@ Anybody may write into Redis. So messages for members are decoded leniently: a v
 and one message never hides the others. Only rows for SQL are decoded strictly.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -140,6 +140,27 @@ def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
         _whole(extra[1]) if _is_tombstone(extra) else None,
         meta=extra[1].decode() if _has_meta(extra) and _meta(extra[1]) is not None else None,
     )
+
+
+class Columns(NamedTuple):
+    """What tells messages apart, of each of them. `size`: of all their texts, in bytes."""
+
+    seqs: list[bytes]
+    senders: list[bytes]
+    spans: list[bytes]
+    size: int
+
+
+def columns_of(entries: Sequence[list[bytes]]) -> Columns:
+    """Return the columns of entries. Raise IndexError, ValueError if `message_row` would for one of them."""
+    for values in entries:
+        if len(values) > _EXTRA or values[_SENT]:
+            message_row("", 0, values)
+    texts = [values[_TEXT] for values in entries]
+    b"\n".join(texts).decode()
+    b"\n".join([values[_CID] for values in entries]).decode()
+    seqs, senders, spans = ([values[place] for values in entries] for place in (_SEQ, _UID, _SPAN))
+    return Columns(seqs, senders, spans, sum(map(len, texts)) + len(entries))
 
 
 def _whole(raw: bytes) -> int:
