@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Receipt,
         Tally,
         Unread,
+        UnreadCounts,
         UserPolicy,
         Why,
     )
@@ -79,6 +80,7 @@ __all__ = [
     "Settings",
     "Tally",
     "Unread",
+    "UnreadCounts",
     "UserPolicy",
     "Why",
     "errors",

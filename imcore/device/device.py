@@ -32,8 +32,8 @@ from imcore.model.meta import Meta, check_meta
 from imcore.model.values import LogLine, Message, Receipt, Tally
 from imcore.operations.effects import raised
 from imcore.operations.messages import after
+from imcore.streams import configuration
 from imcore.streams.calls import group_calls
-from imcore.streams.keys import CONFIG
 from imcore.util.backoff import Backoff, ThrottledLog
 from imcore.util.batches import batches, grouped
 
@@ -75,8 +75,8 @@ class Device:
     def check_dataset(self) -> None:
         """Make sure that the server has the data that the local database was made with."""
         if not self._has_checked:
-            [dataset] = self._client.query_many([("HGET", CONFIG, "dataset")], any_library=True)
-            self._local.bind(None if dataset is None else dataset.decode(), self._client.address)
+            dataset = configuration.dataset(self._client)
+            self._local.bind(dataset, self._client.address)
             self._has_checked = dataset is not None
 
     def queue(

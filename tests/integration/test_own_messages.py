@@ -77,11 +77,11 @@ class Watched(RedisClient):
 
     before: Callable[[str], None] = staticmethod(lambda _: None)
 
-    def call_each(self, batch: Any, *, repeatable: bool = True) -> list[Any]:
+    def call_each(self, batch: Any, **options: Any) -> list[Any]:
         for call in batch:
             if "own" in call.function:
                 self.before(call.function)
-        return super().call_each(batch, repeatable=repeatable)
+        return super().call_each(batch, **options)
 
 
 def test_lists_come_back_in_many_steps(chat: Chat, watched: tuple[System, Watched]) -> None:

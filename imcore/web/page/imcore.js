@@ -441,6 +441,7 @@ export class ImClient extends EventTarget {
       heardAt: Date.now(),
       id: null,
       asked: new Set(),
+      isPart: false, // nodes of the server are silent: groups that it has not named may still be there
     };
     this.#connection = connection;
     socket.onopen = () => this.#introduce(connection);
@@ -619,13 +620,14 @@ export class ImClient extends EventTarget {
     else if (method === 'expiring') this.#tell('expiring', { seconds: params.expires_in_s });
   }
 
-  async #connected(connection, { groups, dataset }) {
+  async #connected(connection, { groups, dataset, silent }) {
     if (dataset && (await this.#local.bind(dataset))) {
       await this.#loadGroups();
       this.#tell('reset');
     }
     const gids = new Set(groups.map(({ gid }) => gid));
-    for (const gid of this.#groups.keys()) if (!gids.has(gid)) await this.#left(gid);
+    connection.isPart = silent.length > 0;
+    if (!connection.isPart) for (const gid of this.#groups.keys()) if (!gids.has(gid)) await this.#left(gid);
     let isErased = false;
     const marked = []; // or read in private, on another device
     for (const { gid, last_ack_msgid, last_msgid, unread, after, last_erasure } of groups) {
@@ -692,6 +694,8 @@ export class ImClient extends EventTarget {
   }
 
   async #joined(connection, gid) {
+    // Perhaps a node has come back, and this group was there before: connecting anew says where to go on.
+    if (connection.isPart && !connection.live.has(gid)) return this.#lost(connection, LOST);
     // All that may be seen since the join comes now.
     if (!connection.live.has(gid)) connection.live.set(gid, 0);
     await this.#local.note(gid, () => ({ left: false }));
