@@ -4,7 +4,14 @@ Eight groups, 40 live sessions, two workers of each kind. Nothing that was confi
 each session gets each message once, in order and without holes, every tally is that of the brute-force model, and
 `im check` finds nothing.
 
-A short form runs with the other tests. The long form has so many faults:
+Counted apart are, by what the documents say of failovers of asynchronous replication:
+
+- ghosts: messages that sessions were pushed, and no server has, since a replica took over that had not received them;
+- only where a replica that lagged took over: acks of which the same is true; a send that was repeated before a worker
+  noticed that the server was older than SQL, and is stored twice (imcore/repair/README.md); sessions that returned to
+  their offset, since lost messages came back before where they were, and messages of their own user left out then.
+
+A short form, with some kinds of faults, runs with the other tests. The long form has so many faults:
 
     IM_CLUSTER_FAULTS=200 pytest -s tests/acceptance/test_cluster_soak.py
 
@@ -26,7 +33,7 @@ from imcore.admin.stats import stats
 from imcore.errors import TryAgain
 from imcore.repair.check import check
 from tests.helpers.cluster_soak.audience import ALL_OPEN
-from tests.helpers.cluster_soak.faults import BEHIND, FAULTS, Faults
+from tests.helpers.cluster_soak.faults import BEHIND, Faults
 from tests.helpers.cluster_soak.stack import ClusterSoak, Sizes
 from tests.helpers.cluster_soak.storm import GOES_ON
 from tests.helpers.cluster_soak.verdict import (
@@ -45,7 +52,7 @@ from tests.helpers.soak.verdict import compare_view, tally
 from tests.model.compare import compare_group, compare_names, compare_offsets
 from tests.model.reference import Model, ModelGroup
 
-COUNT = int(os.environ.get("IM_CLUSTER_FAULTS", len(FAULTS)))
+COUNT = int(os.environ.get("IM_CLUSTER_FAULTS", "9"))
 SEED = int(os.environ.get("IM_CLUSTER_SEED", time.time_ns() % 1_000_000))
 ONLY = os.environ.get("IM_CLUSTER_ONLY", "")
 SETTLE_S = 90.0
