@@ -71,7 +71,15 @@ class Heard:
     uid: str = ""
     begins: dict[str, str | None] = field(default_factory=dict)
     msgids: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    rewinds: Counter[str] = field(default_factory=Counter)
+    """How often something was taken back, by gid."""
     others: Counter[str] = field(default_factory=Counter)
+
+    def rewind(self, gid: str, after: str | None) -> None:
+        """Forget what was handed over after a message, all if there is none: it was taken back."""
+        last = msgids.pack(after) if after else 0
+        self.msgids[gid] = [msgid for msgid in self.msgids[gid] if msgids.pack(msgid) <= last]
+        self.rewinds[gid] += 1
 
 
 @dataclass
@@ -95,22 +103,35 @@ class Sessions:
 
     def _add(self, record: list[Any], own: dict[int, Heard], told_at: dict[tuple[str, str], float]) -> None:
         match record:
-            case ["begun", number, uid, begins]:
-                own[number].uid = uid
-                own[number].begins.update(begins)
-            case ["joined", number, gid, after]:
-                own[number].begins[gid] = after
-            case ["message", gid, msgid, _, _, numbers]:
-                for number in numbers:
-                    own[number].msgids[gid].append(msgid)
             case ["receipts", _, at, receipts]:
                 for gid, msgid, read, unread in receipts:
                     if at >= told_at.get((gid, msgid), 0.0):
                         told_at[gid, msgid] = at
                         self.tallies[gid, msgid] = read, unread
-            case [kind, numbers]:
+            case ["begun" | "joined", *values]:
+                _begin(own, *values)
+            case [kind, *values, numbers]:
                 for number in numbers:
-                    own[number].others[kind] += 1
+                    _hear(own[number], kind, *values)
+
+
+def _begin(own: dict[int, Heard], number: int, who_or_gid: str, begins: dict[str, str | None] | str | None) -> None:
+    session = own[number]
+    if isinstance(begins, dict):
+        session.uid = who_or_gid
+        session.begins.update(begins)
+    else:
+        session.begins[who_or_gid] = begins
+
+
+def _hear(session: Heard, kind: str, *values: Any) -> None:
+    match kind, *values:
+        case "message", gid, msgid, _, _:
+            session.msgids[gid].append(msgid)
+        case "rewound", gid, after:
+            session.rewind(gid, after)
+        case _:
+            session.others[kind] += 1
 
 
 def stored_messages(chat: Chat, gid: str) -> list[ModelMessage]:
@@ -182,6 +203,8 @@ def deliveries_of(gid: str, messages: list[ModelMessage], sessions: Iterable[Hea
             faults += [f"{gid}: {session.uid} was handed messages of a group that has not begun"] if heard else []
             continue
         first = _first_after(session.begins[gid], packed)
+        if session.rewinds[gid]:
+            first = min([first, *real])  # it may have gone back before its begin
         runs = _runs(real)
         missing = set(range(first, max(real, default=first - 1) + 1)) ^ set(real)
         if came_back and all(messages[number].sender_uid == session.uid for number in missing):
