@@ -100,7 +100,8 @@ def _lost(uid: str, newest: dict[str, int]) -> Effects[list[str]]:
             message_calls.with_check(pull, HandedMessage(newest[gid], UNKNOWN))
             for gid, pull in zip(gids, pulls, strict=True)
         ]
-        answers = yield from call_apart(calls)
+        # Without those whose node is silent: a later session looks again.
+        answers = yield from call_apart(calls, waits_for_all=False)
         for gid, answer in zip(gids, answers, strict=True):
             if not isinstance(answer, ImError) and answer.parts_at is not None:  # else the user has left meanwhile
                 lost += [gid] if (yield from _is_lost(gid, newest[gid])) else []

@@ -136,9 +136,9 @@ def answered(calls: Sequence[Call[T]]) -> Effects[list[T | None]]:
     return [None if isinstance(answer, RedisUnavailable | RedisRefuses) else raised(answer) for answer in answers]
 
 
-def call_apart(calls: Sequence[Call[T]]) -> Effects[list[T | ImError]]:
+def call_apart(calls: Sequence[Call[T]], *, waits_for_all: bool = True) -> Effects[list[T | ImError]]:
     """Call Redis; a call that failed has its error in its place. Raise an error that concerns all calls."""
-    answers = yield from call_each(calls)
+    answers = yield from call_each(calls, waits_for_all=waits_for_all)
     raise_what_stops_all(answers)
     return answers
 

@@ -4,10 +4,10 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from imcore import msgid as msgids
-from imcore.errors import RedisRefuses, RedisUnavailable, raise_what_stops_all
+from imcore.errors import RedisRefuses, RedisUnavailable
 from imcore.model.erased import is_alias
 from imcore.operations import queries
-from imcore.operations.effects import Effects, GetKeyspace, call, call_each, raised
+from imcore.operations.effects import Effects, GetKeyspace, call, call_apart, raised
 from imcore.streams import wire
 from imcore.streams.calls import erasure_calls, group_calls, message_calls
 
@@ -18,8 +18,7 @@ def latest_erasures(gids: Collection[str]) -> Effects[dict[str, str | None]]:
     Groups whose node is silent are left out.
     """
     space = yield from GetKeyspace()
-    answers = yield from call_each([erasure_calls.latest(space, gid) for gid in gids], waits_for_all=False)
-    raise_what_stops_all(answers)
+    answers = yield from call_apart([erasure_calls.latest(space, gid) for gid in gids], waits_for_all=False)
     return {
         gid: raised(answer)
         for gid, answer in zip(gids, answers, strict=True)

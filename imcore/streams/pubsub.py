@@ -16,7 +16,7 @@ from imcore.errors import ConfigurationError, ImError, RedisUnavailable
 from imcore.streams.client import RedisClient
 from imcore.streams.cluster import Cluster
 from imcore.streams.keys import Keyspace
-from imcore.streams.redis_errors import driver_errors
+from imcore.streams.redis_errors import LOST, LostNodeError, driver_errors
 from imcore.streams.rounds import Client
 from imcore.streams.wire import PONG, PUSHED, PubSubEvent
 from imcore.util.batches import batches, grouped
@@ -105,7 +105,10 @@ class Subscription:
             if not names and timeout_s > 0:
                 waker.poll([connection._sock for connection in self._connections.values()], timeout_s)
                 names = self._readable()
-            events = [event for name in names for event in self._drain(name)]
+            events = []
+            for name in names:
+                with subscription_errors(self._where, name):
+                    events += self._drain(name)
         if self._silent is not None and not self._silent:
             self._silent = None
             events.append(PubSubEvent(PONG))
@@ -126,7 +129,8 @@ class Subscription:
         if name not in self._connections:
             # Not of the pool: another user might close it and reconnect it without our channels.
             pool = client.connection_pool
-            self._connections[name] = _opened(pool.connection_class(**pool.connection_kwargs))
+            with subscription_errors(self._where, name):
+                self._connections[name] = _opened(pool.connection_class(**pool.connection_kwargs))
         return self._connections[name]
 
     def _readable(self) -> list[str]:
@@ -150,11 +154,17 @@ def key_of_each_slot(space: Keyspace) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def subscription_errors(where: str) -> Iterator[None]:
-    """Translate what the driver raises: but for a ConfigurationError the subscription is lost."""
+def subscription_errors(where: str, node: str = "") -> Iterator[None]:
+    """Translate what the driver raises: but for a ConfigurationError the subscription is lost.
+
+    `node` names the node of a cluster to which a connection is that may be lost.
+    """
     try:
         with driver_errors(where):
-            yield
+            try:
+                yield
+            except LOST as error:
+                raise (LostNodeError(node, error) if node else error) from error
     except (ConfigurationError, RedisUnavailable):
         raise
     except ImError as error:  # MOVED, for one

@@ -1,21 +1,25 @@
 """A node of a cluster that is silent, whichever it is: who needs the others goes on."""
 
+import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 
 import pytest
 import redis
 
-from imcore import Chat
+from imcore import AsyncChat, Chat
 from imcore.errors import ImError, RedisUnavailable
 from imcore.settings import Settings
+from imcore.streams.aio.pubsub import AsyncSubscription
 from imcore.streams.client import RedisClient
 from imcore.streams.cluster import server_of
+from imcore.streams.pubsub import Subscription, Waker
 from imcore.streams.rounds import OTHERS_S
 from tests.helpers.servers import RunningCluster, RunningServer, require_server, start_cluster
 
@@ -163,3 +167,46 @@ def test_a_partition_that_was_silent_has_its_copy_of_the_configuration_later(set
     # Then each partition has its copy
     assert client.query_many([("HGET", copy, "partitions") for copy in copies]) == [b"8"] * len(copies)
     client.close()
+
+
+def read_on(subscription: Subscription) -> None:
+    with closing(Waker()) as waker:
+        while True:
+            subscription.read(0.1, waker)
+
+
+def test_a_subscription_names_the_node_that_it_has_lost(tmp_path: Path) -> None:
+    require_server()
+    cluster = start_cluster(tmp_path)
+    try:
+        client = RedisClient.connect(Settings.from_env({}, data_dir=str(tmp_path), redis_url=cluster.url))
+        client.upgrade()
+        space, node = client.space, cluster.nodes[1]
+        name = f"redis+cluster://127.0.0.1:{port_of(node)}"
+        channel = space.group(gid_on(client, node)).channel
+        sounds = space.group(gid_on(client, node, elsewhere=True)).channel
+        # Given subscriptions at this node, and ones that are elsewhere
+        listening, elsewhere = Subscription(client), Subscription(client)
+        listening.change([], [channel])
+        elsewhere.change([], [sounds])
+
+        async def story() -> str:
+            async with AsyncChat.connect(settings=Settings.from_env({}, redis_url=cluster.url)) as chat:
+                heard = AsyncSubscription(chat.performer.client, space, lambda: None)
+                await heard.open()
+                await heard.change([], [channel])
+                node.kill()
+                while heard.error is None:
+                    await asyncio.sleep(0.01)
+                return str(heard.error)
+
+        # When it is gone, each names it
+        assert name in asyncio.run(story())
+        for each in (lambda: read_on(listening), lambda: elsewhere.change([], [channel])):
+            with pytest.raises(RedisUnavailable, match=f"at {re.escape(name)}:"):
+                each()
+        listening.close()
+        elsewhere.close()
+        client.close()
+    finally:
+        cluster.stop()

@@ -1,6 +1,7 @@
 """Subscriptions to sharded channels under asyncio: one connection to a server, or to each node that has some."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -88,23 +89,25 @@ class AsyncSubscription:
     async def _connection_of(self, channel: str) -> _Listening:
         name, server = node_of(self._client.client.driver, channel)
         if name not in self._connections:
-            self._connections[name] = _Listening(await opened(server), self._heard, self._lost)
+            with subscription_errors(self._client.address, name):
+                connection = await opened(server)
+            self._connections[name] = _Listening(connection, self._heard, partial(self._lost, name))
         return self._connections[name]
 
     def _heard(self, connection: _Listening, answer: Any) -> None:
         if self._silent:
             self._silent.discard(connection)
         if isinstance(answer, Exception):
-            self._lost(answer)
+            self._lost("", answer)
         elif event := event_of(answer):
             self._events.append(event)
         self._notify()
 
-    def _lost(self, error: Exception) -> None:
+    def _lost(self, name: str, error: Exception) -> None:
         if self._is_closed or self.error:
             return
         try:
-            with subscription_errors(self._client.address):
+            with subscription_errors(self._client.address, name):
                 raise error
         except ImError as translated:
             self.error = translated
