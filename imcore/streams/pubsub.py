@@ -105,7 +105,7 @@ class Subscription:
             if not names and timeout_s > 0:
                 waker.poll([connection._sock for connection in self._connections.values()], timeout_s)
                 names = self._readable()
-            events = []
+            events: list[PubSubEvent] = []
             for name in names:
                 with subscription_errors(self._where, name):
                     events += self._drain(name)
