@@ -69,7 +69,8 @@ def run(
 ) -> None:
     """Run a worker on a cluster, as `runner.run` does on one server; a burst ends when all lanes are drained.
 
-    The start needs all nodes. The first error that ends a lane ends all of them, and is raised.
+    The start needs some node; that of `persist`, the node of the configuration, which says whether Redis is being
+    rebuilt. The first error that ends a lane ends all of them, and is raised.
     """
     if burst:
         settings = replace(settings, block_ms=min(settings.block_ms, BURST_BLOCK_MS))

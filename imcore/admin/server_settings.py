@@ -129,6 +129,12 @@ def _chat_warnings(info: ServerInfo) -> Iterator[str]:
             f"off, and what waits for it fills the memory; set {_COUNTED_BYTES}"
         )
 
+    if info.needs_all_nodes:
+        yield (
+            "cluster-require-full-coverage is yes: while the slots of one node are away, all other nodes refuse "
+            "everything; set no"
+        )
+
 
 def _jobs_warnings(info: ServerInfo) -> Iterator[str]:
     if info.maxmemory and info.maxmemory_policy not in {None, "noeviction"}:

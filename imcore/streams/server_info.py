@@ -9,12 +9,18 @@ import redis
 from redis.exceptions import ResponseError
 
 from imcore.streams.cluster import Cluster
+from imcore.streams.cluster_rounds import ask_primaries
+from imcore.streams.redis_errors import LostNodeError
+from imcore.streams.rounds import OTHERS_S
+from imcore.streams.transport import perform_step
+from imcore.util.steps import perform
 
 OLDEST: Mapping[str, tuple[int, int]] = {"Valkey": (7, 2), "Redis": (7, 0)}
 """The oldest versions that have all that imcore needs, by the name of the server."""
 
 _BUFFER_LIMIT = "min-string-size-avoid-copy-reply"
-_SETTINGS = ("appendfsync", "no-appendfsync-on-rewrite", "save", _BUFFER_LIMIT)
+_COVERAGE = "cluster-require-full-coverage"
+_SETTINGS = ("appendfsync", "no-appendfsync-on-rewrite", "save", _BUFFER_LIMIT, _COVERAGE)
 """Settings that only CONFIG GET knows."""
 
 
@@ -42,6 +48,8 @@ class ServerInfo:
     """A push of this size or more is not counted in a subscriber's output buffer (Valkey 9)."""
     replicas: int | None = None
     """How many replicas are connected."""
+    needs_all_nodes: bool = False
+    """Whether a cluster's node refuses everything while a slot has no node."""
 
     @property
     def is_too_old(self) -> bool:
@@ -53,10 +61,18 @@ def servers_of(client: "redis.Redis | Cluster", *, asks_config: bool = True) -> 
     """Yield the information of a server, or of each primary of a cluster. Raise what the driver raises.
 
     What a user has no right to ask is unknown: that is no error. But the server logs it, so leave out CONFIG GET for
-    a user who is known to have no right to it.
+    a user who is known to have no right to it. Unknown is also all of a node that is silent, unless all are.
     """
+    silent = _silent_in(client) if isinstance(client, Cluster) else set()
     for name, node in primaries_of(client):
-        yield info_of(node, name, asks_config=asks_config)
+        yield ServerInfo(node=name) if name in silent else info_of(node, name, asks_config=asks_config)
+
+
+def _silent_in(client: Cluster) -> set[str]:
+    """Return the names of the primaries that do not answer; none if nobody answers."""
+    answers = perform(ask_primaries(client, ("PING",), OTHERS_S), perform_step)
+    silent = {name for name, answer in answers.items() if isinstance(answer, LostNodeError)}
+    return silent if len(silent) < len(answers) else set()
 
 
 def primaries_of(client: "redis.Redis | Cluster") -> Iterator[tuple[str, redis.Redis]]:
@@ -103,6 +119,7 @@ def info_of(client: redis.Redis, node: str, *, asks_config: bool) -> ServerInfo:
         saves_snapshots=None if "save" not in config else bool(config["save"]),
         uncounted_bytes=int(uncounted) if uncounted and uncounted.isdecimal() else None,
         replicas=info.get("connected_slaves"),
+        needs_all_nodes=bool(info.get("cluster_enabled")) and config.get(_COVERAGE) == "yes",
     )
 
 

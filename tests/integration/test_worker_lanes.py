@@ -18,6 +18,8 @@ from imcore.settings import Settings
 from imcore.streams import consumers
 from imcore.streams.calls import policy_calls
 from imcore.streams.calls.message_calls import AckTarget, ack, send
+from imcore.streams.cluster import server_of
+from imcore.streams.keys import CONFIG
 from tests.helpers.deadline import wait_until
 from tests.helpers.servers import RunningCluster, RunningServer
 from tests.helpers.worker_runs import count
@@ -102,10 +104,22 @@ def pending(chat: Chat, partitions: Collection[int]) -> set[int]:
 
 
 def partitions_of(chat: Chat, node: RunningServer) -> set[int]:
+    port, space = port_of_node(node), chat.system.client.space
+    return {p for p in range(PARTITIONS) if port_of_key(chat, space.journal(p)) == port}
+
+
+def port_of_key(chat: Chat, key: str) -> int:
+    return int(server_of(chat.system.client.driver, key).connection_pool.connection_kwargs["port"])
+
+
+def port_of_node(node: RunningServer) -> int:
     with closing(redis.Redis.from_url(node.url)) as client:
-        port = int(client.config_get("port")["port"])
-    space, driver = chat.system.client.space, chat.system.client.driver
-    return {p for p in range(PARTITIONS) if driver.get_node_from_key(space.journal(p)).port == port}
+        return int(client.config_get("port")["port"])
+
+
+def with_all_nodes(cluster: RunningCluster) -> str:
+    """Return a URL that names all nodes."""
+    return "redis+cluster://" + ",".join(f"127.0.0.1:{port_of_node(node)}" for node in cluster.nodes)
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -141,6 +155,32 @@ def test_a_silent_node_stops_nothing_of_the_others(
         with start_worker(settings, name, "--burst") as burst:
             assert burst.wait() == 0
     assert count(chat.system.database) == talk.sent
+    assert list(check(chat.system)) == []
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_worker_that_begins_while_a_node_is_silent_serves_the_others(
+    chat: Chat, settings: Settings, gids: list[str], cluster_servers: RunningCluster, number: int
+) -> None:
+    node, talk = cluster_servers.nodes[number], _Talk(chat)
+    silent = partitions_of(chat, node)
+    sound = [gid for partition, gid in enumerate(gids) if partition not in silent]
+    settings = replace(settings, redis_url=with_all_nodes(cluster_servers))
+    with start_worker(settings) as former:
+        talk.send(gids, "before")
+        wait_until(lambda: count(chat.system.database) == talk.sent)
+        assert former.end() == 0
+    talk.send(sound, "now")
+    with stopped(node), start_worker(settings) as persist, start_worker(settings, "receipts") as receipts:
+        wait_until(partial(talk.is_told, sound, 2 * EACH), 60)
+        if port_of_node(node) != port_of_key(chat, CONFIG):  # else it may be that somebody rebuilds Redis
+            wait_until(partial(talk.is_stored, sound, "now"), 60)
+        os.kill(node.pid, signal.SIGCONT)
+        # The rest comes when the node is back
+        talk.send(gids, "then")
+        wait_until(lambda: count(chat.system.database) == talk.sent)
+        wait_until(lambda: all(talk.told(gid) for gid in gids))
+        assert (persist.end(), receipts.end()) == (0, 0)
     assert list(check(chat.system)) == []
 
 
