@@ -55,7 +55,7 @@ from tests.model.reference import Model, ModelGroup
 COUNT = int(os.environ.get("IM_CLUSTER_FAULTS", "9"))
 SEED = int(os.environ.get("IM_CLUSTER_SEED", time.time_ns() % 1_000_000))
 ONLY = os.environ.get("IM_CLUSTER_ONLY", "")
-SETTLE_S = 90.0
+SETTLE_S = 240.0
 NAMES_OF = 20
 """So many messages of a group have the names of their readers compared."""
 
@@ -120,10 +120,10 @@ def settle(soak: ClusterSoak) -> None:
     wait_until(soak.all_run, timeout_s=SETTLE_S)
     soak.shards.wait_until_whole()
     for member in soak.of_kind("storm"):
-        member.process.wait_for(GOES_ON)
+        wait_until(lambda member=member: GOES_ON in member.process.log, timeout_s=SETTLE_S)  # type: ignore[misc]
+    soak.end("storm")
     for member in soak.of_kind("gateway"):
         wait_until(lambda member=member: ALL_OPEN in member.process.log, timeout_s=SETTLE_S)  # type: ignore[misc]
-    soak.end("storm")
     wait_until(partial(is_settled, soak), timeout_s=SETTLE_S)
 
 
