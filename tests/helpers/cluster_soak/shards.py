@@ -3,7 +3,7 @@
 import random
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ _NO_WORD = (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
 class ShardNode:
     """One server: who it is stays, its process comes and goes."""
 
-    def __init__(self, folder: Path, port: int, bus: int) -> None:
+    def __init__(self, folder: Path, port: int, bus: int, program: Path, options: Mapping[str, int]) -> None:
         self.port, self.bus = port, bus
-        self._folder = folder
+        self._folder, self._program, self._options = folder, program, options
         folder.mkdir(parents=True)
         self.start()
         self.admin: Any = redis.Redis(port=port, socket_timeout=_ANSWER_S, decode_responses=True)
@@ -54,10 +54,11 @@ class ShardNode:
             "cluster-announce-ip": "127.0.0.1",
             "cluster-node-timeout": NODE_TIMEOUT_MS,
             "cluster-require-full-coverage": "no",
+            **self._options,
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         with (self._folder / "log").open("ab") as log:
-            self.process = Process(subprocess.Popen([find_server(), *arguments], stdout=log, stderr=log))
+            self.process = Process(subprocess.Popen([self._program, *arguments], stdout=log, stderr=log))
 
     def answers(self) -> bool:
         """Return whether it runs, and answers."""
@@ -92,14 +93,19 @@ class ShardNode:
 class Shards:
     """The nodes of all shards."""
 
-    def __init__(self, folder: Path, shards: int = 3) -> None:
+    def __init__(
+        self, folder: Path, shards: int = 3, *, program: Path | None = None, options: Mapping[str, int] | None = None
+    ) -> None:
+        """`program` is that of another server, `options` are settings of all nodes."""
         ports = free_ports(4 * shards)
         self.nodes: list[ShardNode] = []
         self._shards = shards
         try:
             for number in range(2 * shards):
                 port, bus = ports[2 * number : 2 * number + 2]
-                self.nodes.append(ShardNode(folder / f"node{number}", port, bus))
+                self.nodes.append(
+                    ShardNode(folder / f"node{number}", port, bus, program or find_server(), options or {})
+                )
             self._join()
         except BaseException:
             self.close()
