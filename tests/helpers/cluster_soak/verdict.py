@@ -145,8 +145,13 @@ def stored_messages(chat: Chat, gid: str) -> list[ModelMessage]:
 def faults_of_messages(gid: str, messages: list[ModelMessage], told: Told) -> list[str]:
     """Return what is lost, doubled or wrong among the stored messages of a group."""
     faults = []
-    if [message.seq for message in messages] != list(range(1, len(messages) + 1)):
-        faults.append(f"{gid}: the seqs are not dense")
+    if wrong := [each for number, each in enumerate(messages) if each.seq != number + 1]:
+        at = wrong[0]
+        place = messages.index(at)
+        near = [(each.msgid, each.seq, each.client_msgid) for each in messages[max(0, place - 3) : place + 5]]
+        faults.append(
+            f"{gid}: the seqs are not dense: {len(wrong)} are not at their places, the first of them in {near}"
+        )
     for message in messages:
         intent = told.intents.get(message.client_msgid or "")
         if intent is None or (message.sender_uid, message.content) != (intent.uid, content_of(intent.client_msgid)):
