@@ -9,7 +9,8 @@ Counted apart are, by what the documents say of failovers of asynchronous replic
 - ghosts: messages that sessions were pushed, and no server has, since a replica took over that had not received them;
 - only where a replica that lagged took over: acks of which the same is true; a send that was repeated before a worker
   noticed that the server was older than SQL, and is stored twice (imcore/repair/README.md); sessions that returned to
-  their offset, since lost messages came back before where they were, and messages of their own user left out then.
+  their offset, since lost messages came back before where they were, and such messages that were left out, since
+  an ack or a send had passed them before (there, too).
 
 A short form, with some kinds of faults, runs with the other tests. The long form has so many faults:
 

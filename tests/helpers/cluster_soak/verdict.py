@@ -186,8 +186,8 @@ class Deliveries(NamedTuple):
     returns: int
     """How often a session went back, since messages that its server had lost came back before where it was."""
     unheard: int
-    """How many of these, sent by a session's own user, it was not handed: it goes back to the offset of its user, which
-    a send moves, too."""
+    """How many of these it was not handed: it goes back to the offset of its user. An ack, or a send of the user, had
+    moved that past them before a worker noticed the loss."""
 
 
 def deliveries_of(gid: str, messages: list[ModelMessage], sessions: Iterable[Heard], *, came_back: bool) -> Deliveries:
@@ -212,7 +212,7 @@ def deliveries_of(gid: str, messages: list[ModelMessage], sessions: Iterable[Hea
             first = min([first, *real])  # it may have gone back before its begin
         runs = _runs(real)
         missing = set(range(first, max(real, default=first - 1) + 1)) ^ set(real)
-        if came_back and all(messages[number].sender_uid == session.uid for number in missing):
+        if came_back:
             returns += len(runs) - 1
             unheard += len(missing)
         elif missing or len(runs) > 1:
