@@ -82,8 +82,7 @@ async def main(plan: dict[str, Any]) -> None:
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
         polling = asyncio.ensure_future(audience.poll())
-        for uid in plan["uids"]:
-            await audience.open(uid)
+        await asyncio.gather(*map(audience.open, plan["uids"]))
         print(ALL_OPEN, file=sys.stderr, flush=True)
         await polling
     records.close()

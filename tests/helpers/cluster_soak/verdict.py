@@ -145,8 +145,13 @@ def stored_messages(chat: Chat, gid: str) -> list[ModelMessage]:
 def faults_of_messages(gid: str, messages: list[ModelMessage], told: Told) -> list[str]:
     """Return what is lost, doubled or wrong among the stored messages of a group."""
     faults = []
-    if [message.seq for message in messages] != list(range(1, len(messages) + 1)):
-        faults.append(f"{gid}: the seqs are not dense")
+    if wrong := [each for number, each in enumerate(messages) if each.seq != number + 1]:
+        at = wrong[0]
+        place = messages.index(at)
+        near = [(each.msgid, each.seq, each.client_msgid) for each in messages[max(0, place - 3) : place + 5]]
+        faults.append(
+            f"{gid}: the seqs are not dense: {len(wrong)} are not at their places, the first of them in {near}"
+        )
     for message in messages:
         intent = told.intents.get(message.client_msgid or "")
         if intent is None or (message.sender_uid, message.content) != (intent.uid, content_of(intent.client_msgid)):
@@ -181,8 +186,8 @@ class Deliveries(NamedTuple):
     returns: int
     """How often a session went back, since messages that its server had lost came back before where it was."""
     unheard: int
-    """How many of these, sent by a session's own user, it was not handed: it goes back to the offset of its user, which
-    a send moves, too."""
+    """How many of these it was not handed: it goes back to the offset of its user. An ack, or a send of the user, had
+    moved that past them before a worker noticed the loss."""
 
 
 def deliveries_of(gid: str, messages: list[ModelMessage], sessions: Iterable[Heard], *, came_back: bool) -> Deliveries:
@@ -207,7 +212,7 @@ def deliveries_of(gid: str, messages: list[ModelMessage], sessions: Iterable[Hea
             first = min([first, *real])  # it may have gone back before its begin
         runs = _runs(real)
         missing = set(range(first, max(real, default=first - 1) + 1)) ^ set(real)
-        if came_back and all(messages[number].sender_uid == session.uid for number in missing):
+        if came_back:
             returns += len(runs) - 1
             unheard += len(missing)
         elif missing or len(runs) > 1:
