@@ -145,6 +145,10 @@ NOTIFICATIONS: dict[str, tuple[str, Schema]] = {
         "The first and the last message that were left out here; `history` has them.",
         _object({"gid": _TEXT, "from_msgid": _TEXT, "to_msgid": _TEXT}),
     ),
+    "rewound": (
+        "No server has what came after this message: forget it. What the servers have after it comes again.",
+        _object({"gid": _TEXT, "after_msgid": _or_null(_TEXT)}),
+    ),
     "joined": ("The user was added to a group.", _object({"gid": _TEXT})),
     "left": ("The user has left a group.", _object({"gid": _TEXT})),
     "expiring": ("The token ends soon: `connect` with a new one.", _object({"expires_in_s": _COUNT})),

@@ -9,6 +9,7 @@
 --   meta    hash    seq (of the newest message), last (its packed msgid), trimmed (packed msgid of the newest trimmed entry);
 --                   receipts (`names`, `counts` or `off`; without: `names`), asked_by (`sender` or `members`; without: `sender`);
 --                   born (packed id of a journal entry: all later ones about this gid are about this group)
+--                   term1 to term4 (newest first): which processes have stored messages (see terms.lua)
 --                   erased: users whose messages in the stream still have names and texts, with what they are called from now on
 --                   (uid SEP alias, RECORD between two); last_erasure: what no other erasure in the group has (see erasure.lua)
 --   stream  stream  one entry per message, one consumer group per current member; its last-delivered-id is the offset
@@ -52,7 +53,7 @@
 -- Errors begin with a code: NOGROUP, CREATING, ABANDONED, DELETING, CLOCK, LOST, ERASING, ERASED, ENDED. In a call for many items, an item that fails
 -- is answered with a code (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others are carried out.
 
-local VERSION = 15
+local VERSION = 16
 local EPOCH_MS = 1577836800000
 local PER_MS = 8192
 local HIGHEST = 9007199254740991  -- of all packed msgids

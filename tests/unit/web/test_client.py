@@ -309,6 +309,8 @@ class TestNotifications:
                 ("position", {"gid": "team", "last_ack_msgid": LAST}),
                 ("position", {"gid": "team", "last_ack_msgid": None}),
                 ("gap", {"gid": "team", "from_msgid": FIRST, "to_msgid": LAST}),
+                ("rewound", {"gid": "team", "after_msgid": FIRST}),
+                ("rewound", {"gid": "team", "after_msgid": None}),
                 ("joined", {"gid": "team"}),
                 ("left", {"gid": "team"}),
             ]
