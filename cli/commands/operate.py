@@ -13,12 +13,11 @@ from imcore.admin.acl import ROLES
 from imcore.cli import names, output
 from imcore.cli.app import CommandGroup, Invocation, NumberRange, command, confirm, yes_option
 from imcore.cli.catalogue import COMMANDS
-from imcore.cli.progress import progress
+from imcore.cli.progress import collected_rarely, progress
 from imcore.cli.records import NAMES
 from imcore.errors import ImError, RedisUnavailable
 from imcore.model.records import Record
 from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT
-from imcore.util.garbage import collected_rarely
 
 if TYPE_CHECKING:
     from imcore.repair.diff import Difference

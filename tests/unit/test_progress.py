@@ -1,5 +1,6 @@
 """Bars: they come with the first report, make way for what is written, and leave nothing behind."""
 
+import gc
 import io
 import sys
 from contextlib import suppress
@@ -7,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from imcore.cli import output
-from imcore.cli.progress import progress, working
+from imcore.cli.progress import collected_rarely, progress, working
 from tests.helpers.terminals import screen
 
 
@@ -136,3 +137,10 @@ def test_a_terminal_that_only_writes_lines_has_no_bar(monkeypatch: pytest.Monkey
     output.show([{"gid": "team"}], ("gid",), as_json=False)
 
     assert terminal.getvalue() == "im: one line\ngid\nteam\n"
+
+
+def test_the_thresholds_of_garbage_come_back_after_an_error() -> None:
+    before = gc.get_threshold()
+    with pytest.raises(ZeroDivisionError), collected_rarely():
+        _ = 1 // (gc.get_threshold() == before or 0)
+    assert gc.get_threshold() == before

@@ -22,6 +22,7 @@ from imcore.cli.bench.harness.servers import BenchServers, RunningServers
 from imcore.cli.bench.harness.slow_log import slow_log
 from imcore.cli.bench.harness.traffic import TEXT
 from imcore.cli.bench.scenarios.memberships import memberships
+from imcore.cli.progress import collected_rarely
 from imcore.errors import ImError
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
@@ -31,7 +32,6 @@ from imcore.streams.calls import creation_calls, message_calls
 from imcore.streams.calls.message_calls import AckTarget
 from imcore.streams.client import CHUNK
 from imcore.util.batches import batches
-from imcore.util.garbage import collected_rarely
 
 _ABOVE_US = 100
 _MEMBERS, _MESSAGES = 3, 5
