@@ -2,13 +2,13 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from imcore.cli import names
-from imcore.errors import ImError
+from imcore.errors import ImError, RedisUnavailable
 from imcore.model.erased import is_alias
 from imcore.model.records import Record, Value, iso_as_given, record_of, with_peers
 from imcore.model.values import MessageStatus
@@ -62,6 +62,13 @@ def peers_at(chat: "Chat", uid: str) -> Callable[[Record], Record]:
 def records_for(chat: "Chat", uid: str, values: Iterable[Value]) -> Iterator[Record]:
     """Yield the objects of values that a user asked for, with the peers of the user's one-to-one chats."""
     return map(peers_at(chat, uid), map(record_of, values))
+
+
+def check_whole(silent: Sequence[int]) -> None:
+    """Raise RedisUnavailable if partitions of a cluster were silent: what was shown is not all."""
+    if silent:
+        numbers = ", ".join(map(str, silent))
+        raise RedisUnavailable(f"no answer from the node of partition {numbers}: groups there are left out, try again")
 
 
 def readable(record: Record, *, local: bool, short: bool) -> Record:

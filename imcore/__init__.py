@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         NewMessage,
         PositionMoved,
         ReceiptsChanged,
+        Rewound,
         Session,
         SessionStart,
     )
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         Receipt,
         Tally,
         Unread,
+        UnreadCounts,
         UserPolicy,
         Why,
     )
@@ -74,11 +76,13 @@ __all__ = [
     "Reader",
     "Receipt",
     "ReceiptsChanged",
+    "Rewound",
     "Session",
     "SessionStart",
     "Settings",
     "Tally",
     "Unread",
+    "UnreadCounts",
     "UserPolicy",
     "Why",
     "errors",
@@ -96,7 +100,7 @@ _PLACES = {
     "errors": "errors",
     "msgid": "msgid",
     **dict.fromkeys(("Event", "NewMessage", "ReceiptsChanged", "PositionMoved", "Gap"), "gateway.fanout"),
-    **dict.fromkeys(("Ended", "Joined", "Left", "Session", "SessionStart"), "gateway.fanout"),
+    **dict.fromkeys(("Ended", "Joined", "Left", "Rewound", "Session", "SessionStart"), "gateway.fanout"),
 }
 """The modules of what is not in `model.values`; `errors` and `msgid` are modules themselves."""
 

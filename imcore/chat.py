@@ -23,6 +23,7 @@ from imcore.model.values import (
     Message,
     Receipt,
     Unread,
+    UnreadCounts,
 )
 from imcore.operations import deletion, groups, history, inbox, messages, positions, queries, sessions
 from imcore.operations.performer import Performer
@@ -281,8 +282,11 @@ class Chat(ReadStatus):
         """Remove the user's mark of a group, if there is one. Return what is unread then. Raise NotMember."""
         return self.performer.perform(positions.unmark(uid, gid))
 
-    def unread(self, uid: str) -> list[Unread]:
-        """Return what a user has not read in each of their groups, by gid; own messages do not count."""
+    def unread(self, uid: str) -> UnreadCounts:
+        """Return what a user has not read in each of their groups, by gid; own messages do not count.
+
+        On a cluster of which a node is silent it is a part of them, which says so (`silent`).
+        """
         return self.performer.perform(positions.unread(uid))
 
     def inbox(self, uid: str, *, limit: int = 50, after: str | None = None, unread_only: bool = False) -> InboxPage:
@@ -291,7 +295,8 @@ class Chat(ReadStatus):
         The group with the latest message comes first. Messages from before the user joined, recalled ones and
         tombstones do not count; groups without another one come last, by gid. `after` is the `next` of the page before:
         a group that has moved up meanwhile is on no later page: begin again at the first page to see it. `unread_only`:
-        only groups with unread messages. Raise InvalidInput.
+        only groups with unread messages. Of a cluster of which a node is silent, the page says so (`silent`). Raise
+        InvalidInput.
         """
         return self.performer.perform(inbox.inbox(uid, limit=limit, after=after, unread_only=unread_only))
 

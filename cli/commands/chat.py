@@ -128,6 +128,7 @@ def unread(run: Invocation, uid: str) -> None:
     with run.chat() as chat:
         counts = chat.unread(chat.known_user(uid))
         run.show(records.records_for(chat, uid, counts), records.UNREAD_COLUMNS)
+    records.check_whole(counts.silent)
 
 
 @command("status", example="im status team --limit 5\nim status team 1767225600000-0")

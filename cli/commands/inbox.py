@@ -32,6 +32,7 @@ def inbox(run: Invocation, uid: str, limit: int, after: str | None, unread_only:
         if page.next:
             this = f"im inbox {shlex.quote(uid)} --limit {limit}" + " --unread-only" * unread_only
             output.remark(f"more: {this} --after {shlex.quote(page.next)}")
+    records.check_whole(page.silent)
 
 
 @command("mark", example="im mark bob team 1767225600000-0")

@@ -12,6 +12,7 @@ from imcore.cli import output, records
 from imcore.cli.app import Invocation, NumberRange, command
 from imcore.cli.commands.chat import complain_of_refused, device_if_any, device_of, local_database, no_local_option
 from imcore.cli.names import to_gid
+from imcore.gateway.fanout import Rewound
 from imcore.model.limits import check_name
 from imcore.model.records import Record, record_of, with_peers
 from imcore.model.values import Message, Receipt
@@ -70,6 +71,8 @@ def _record_of(event: "Item", with_peer: Callable[[Record], Record]) -> Record:
     if isinstance(event, Message | Receipt):
         kind = "message" if isinstance(event, Message) else "receipt"
         return {"event": kind, **with_peer(record_of(event))}
+    if isinstance(event, Rewound):
+        return {"event": "rewound", **with_peer({"gid": event.gid, "after_msgid": event.after_msgid})}
     return {"event": "position", **with_peer({"gid": event.gid, "last_ack_msgid": event.last_ack_msgid})}
 
 
@@ -81,6 +84,10 @@ def _show(run: Invocation, event: "Item", record: Record) -> None:
         line = "  ".join(str(shown[column]) for column in records.MESSAGE_COLUMNS if column in shown)
         if isinstance(event, Receipt):
             line = f"{shown['gid']}  {event.msgid}  read {event.read}/{event.read + event.unread}"
+        elif isinstance(event, Rewound):
+            line = (
+                f"{shown['gid']}  the server has lost what came after {event.after_msgid or 'the beginning'}: forget it"
+            )
         elif not isinstance(event, Message):
             line = f"{shown['gid']}  read or marked on another device; acked up to {event.last_ack_msgid or 'nothing'}"
         output.say(*output.fitted(sys.stdout, line))

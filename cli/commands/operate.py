@@ -18,6 +18,7 @@ from imcore.cli.records import NAMES
 from imcore.errors import ImError, RedisUnavailable
 from imcore.model.records import Record
 from imcore.settings import MOST_DAYS_KEPT, MOST_MESSAGES_KEPT
+from imcore.util.garbage import collected_rarely
 
 if TYPE_CHECKING:
     from imcore.repair.diff import Difference
@@ -98,7 +99,7 @@ def check(run: Invocation, repair: bool) -> None:
     from imcore.repair.check import check as differences_of  # noqa: PLC0415
 
     counts: Counter[str] = Counter()
-    with closing(run.connect()) as system, progress("groups") as shown:
+    with closing(run.connect()) as system, progress("groups") as shown, collected_rarely():
         differences = differences_of(system, repair=repair, on_progress=shown)
         columns = (*_DIFFERENCE_COLUMNS, *["repaired"] * repair)
         records = ({key: getattr(each, key) for key in columns} for each in _counted(differences, counts))
@@ -186,7 +187,7 @@ def rebuild(run: Invocation, yes: bool, adopt: bool) -> None:
             f"{before.sql_groups} groups of {system.database.address}?",
             yes=yes,
         )
-        with progress("groups") as shown:
+        with progress("groups") as shown, collected_rarely():
             shown(0, before.sql_groups)
             summary = admin.rebuild(
                 system,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from imcore import msgid as msgids
+from imcore.admin.stored_pages import StreamStart
 from imcore.errors import DatabaseUnavailable, UnknownGroup
 from imcore.model.limits import check_limit
 from imcore.model.rows import MessageRow
@@ -113,9 +114,10 @@ class _Limit:
         last = msgids.pack(group.last_msgid) if group.last_msgid else 0
         self._last = last if needed is None else min(last, needed - 1)
 
-    def may_drop(self, row: MessageRow) -> bool:
-        is_old = row.seq <= self._seq or msgids.time_ms(row.msgid) <= self._cutoff_ms
-        return is_old and row.msgid <= self._last
+    def may_drop(self, msgid: int, seq: int) -> bool:
+        """Return whether a message (packed) with this seq may be dropped, and all before it whose seq is no higher."""
+        is_old = seq <= self._seq or msgids.time_ms(msgid) <= self._cutoff_ms
+        return is_old and msgid <= self._last
 
 
 def _trim_streams(system: System, limits: Iterable[_Limit]) -> TrimSummary:
@@ -134,20 +136,32 @@ def _trimmable(system: System, limits: Sequence[_Limit]) -> list[_Limit]:
         limit
         for limit, page in zip(limits, firsts, strict=True)
         for entry in page.entries
-        if (row := window.readable(limit.gid, *entry)) and limit.may_drop(row)
+        if (row := window.readable(limit.gid, *entry)) and limit.may_drop(row.msgid, row.seq)
     ]
 
 
 def _trim_stream(system: System, limit: _Limit) -> int:
-    bound = dropped = waiting = characters = 0
+    dropped = _trim_pages(system, limit)
+    bound = waiting = characters = 0
     for row in _stored(system, limit.gid):
-        if not limit.may_drop(row):
+        if not limit.may_drop(row.msgid, row.seq):
             break
         bound, waiting, characters = row.msgid, waiting + 1, characters + len(row.content) + len(row.meta or "")
         if waiting == _TRIM_AT_ONCE or characters >= _TRIM_CHARACTERS:
             dropped += _trim_up_to(system, limit.gid, bound)
             bound = waiting = characters = 0
     return dropped + (_trim_up_to(system, limit.gid, bound) if bound else 0)
+
+
+def _trim_pages(system: System, limit: _Limit) -> int:
+    """Drop whole pages; return how many messages that were. What is left is looked at message by message."""
+    start, dropped = StreamStart(system, limit.gid), 0
+    while (page := start.page()) and limit.may_drop(page.last, page.seq):
+        more = _trim_up_to(system, limit.gid, page.last)
+        if not more:  # another process repairs the group, or has dropped them
+            break
+        dropped += more
+    return dropped
 
 
 def _trim_up_to(system: System, gid: str, bound: int) -> int:

@@ -10,6 +10,7 @@ from imcore import msgid as msgids
 from imcore.chat import Chat
 from imcore.device.erasures import follow_erasures
 from imcore.device.local_database import PAGE, LocalDatabase, Outgoing
+from imcore.device.lost import forget_lost, keep_items
 from imcore.errors import (
     ConfigurationError,
     DatabaseNotReady,
@@ -23,7 +24,6 @@ from imcore.errors import (
     TryAgain,
     UnknownGroup,
 )
-from imcore.gateway.fanout import PositionMoved
 from imcore.gateway.listener import Item, Listener
 from imcore.gateway.options import SessionOptions
 from imcore.model.direct import gid_of, is_direct, peer_of
@@ -32,8 +32,8 @@ from imcore.model.meta import Meta, check_meta
 from imcore.model.values import LogLine, Message, Receipt, Tally
 from imcore.operations.effects import raised
 from imcore.operations.messages import after
+from imcore.streams import configuration
 from imcore.streams.calls import group_calls
-from imcore.streams.keys import CONFIG
 from imcore.util.backoff import Backoff, ThrottledLog
 from imcore.util.batches import batches, grouped
 
@@ -75,8 +75,8 @@ class Device:
     def check_dataset(self) -> None:
         """Make sure that the server has the data that the local database was made with."""
         if not self._has_checked:
-            [dataset] = self._client.query_many([("HGET", CONFIG, "dataset")], any_library=True)
-            self._local.bind(None if dataset is None else dataset.decode(), self._client.address)
+            dataset = configuration.dataset(self._client)
+            self._local.bind(dataset, self._client.address)
             self._has_checked = dataset is not None
 
     def queue(
@@ -149,9 +149,7 @@ class Device:
 
         On a database that was never synced, a group begins after the user's offset, otherwise where they joined it.
         """
-        self.check_dataset()
-        follow_erasures(self._chat, self._local)
-        self._begin()
+        self._catch_up()
         gids = self._chat.groups_of(self._uid)
         for page in self._pages(gids):
             self._local.keep(page, {page[-1].gid: page[-1].msgid})
@@ -162,6 +160,13 @@ class Device:
         while not self._has_all_tallies:
             self._fetch_older_tallies()
         return flushed
+
+    def _catch_up(self) -> None:
+        """Remove what the server has no more, before anything else."""
+        self.check_dataset()
+        follow_erasures(self._chat, self._local)
+        forget_lost(self._chat, self._local)
+        self._begin()
 
     def _begin(self) -> None:
         """Note where each group begins here, before this device can move an offset."""
@@ -201,9 +206,7 @@ class Device:
         """
 
         def begin() -> Listener:
-            self.check_dataset()
-            follow_erasures(self._chat, self._local)
-            self._begin()
+            self._catch_up()
             return self._chat.listen(self._uid, start="join", after=self._unacked_from(), **options)
 
         with suppress(_Stopped), when_there(begin, stopping, self._log) as listener:
@@ -241,8 +244,7 @@ class Device:
                 self._tallies_backoff.succeeded()
                 self._begin_tallies()
             # Resume after yielded messages only: if this process is killed before, the next one yields the others.
-            self._local.keep((item for item in items if not isinstance(item, PositionMoved)), yielded)
-            yielded = {item.gid: item.msgid for item in items if isinstance(item, Message)}
+            yielded = keep_items(self._local, items, yielded)
             self._learn_peers(yielded)
             yield from items
             is_idle = self._try_tallies(items)

@@ -11,9 +11,11 @@ from contextlib import suppress
 
 from imcore.chat import Chat
 from imcore.device.local_database import LocalDatabase
-from imcore.errors import DatabaseNotReady, DatabaseUnavailable
+from imcore.errors import DatabaseNotReady, DatabaseUnavailable, RedisRefuses, RedisUnavailable
+from imcore.operations.effects import raised
 from imcore.operations.erased import erased_among, latest_erasures
-from imcore.streams.keys import CONFIG, REBUILDING
+from imcore.streams.keys import REBUILDING
+from imcore.streams.rounds import OTHERS_S
 from imcore.util.batches import batches
 
 PAGE = 500
@@ -32,7 +34,12 @@ _TABLES = ("messages", "tallies", "resume_points", "peers", "erasures")
 def follow_erasures(chat: Chat, local: LocalDatabase) -> None:
     """Remove names and texts of erased users. Where that needs SQL, and it is away, a later session does it."""
     client = chat.system.client
-    dataset, rebuilding = client.query("HMGET", CONFIG, "dataset", REBUILDING)
+    facts, *_ = client.query_each(
+        [("HMGET", place, "dataset", REBUILDING) for place in client.space.configurations()], others_s=OTHERS_S
+    )
+    if isinstance(facts, RedisUnavailable | RedisRefuses):
+        return  # a node is silent: a later session does it
+    dataset, rebuilding = raised(facts)
     if rebuilding or not dataset:
         return  # groups that are missing may come back
     gids = [gid for (gid,) in local.rows(_GIDS, (str,))]

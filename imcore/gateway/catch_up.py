@@ -3,23 +3,24 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from imcore.errors import ImError, NotMember, UnknownGroup, concerns_all
+from imcore import msgid as msgids
+from imcore.errors import DatabaseNotReady, ImError, NotMember, UnknownGroup, concerns_all
 from imcore.gateway.channels import Channels
 from imcore.gateway.cursor import Cursor, ResumePoint
 from imcore.gateway.delivery_queue import DeliveryQueue
-from imcore.gateway.fanout import Joined, Left, Session
+from imcore.gateway.fanout import Joined, Left, Rewound, Session
 from imcore.gateway.own_positions import OwnPositions
 from imcore.gateway.scheduler import DelayQueue
 from imcore.gateway.sessions import ReceiptDelivery
 from imcore.gateway.subscribers import GroupSubscribers
-from imcore.model.values import Message
 from imcore.operations import queries
 from imcore.operations.effects import Effects, call_apart
-from imcore.operations.queries import PAGE, MessagePage
+from imcore.operations.queries import PAGE, MessagePage, MessagesByMsgid
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call
-from imcore.streams.calls.message_calls import PullResult
+from imcore.streams.calls.message_calls import HandedMessage, PullResult
 from imcore.streams.keys import Keyspace
+from imcore.streams.wire import PushedMessage
 from imcore.util.backoff import Clock, ThrottledLog
 
 CURSORS_PER_STEP = 64
@@ -46,6 +47,8 @@ class CatchUp:
     _deliveries: DeliveryQueue
     _forget_acks: Callable[[Sequence[Session], str], None]
     """Called for sessions that get messages of a group again."""
+    _rewound: Callable[[Session, str, int], None]
+    """Called for a session that was handed messages of a group after one (packed) that the server does not have."""
     _receipt_delivery: ReceiptDelivery
     _own_positions: OwnPositions
     _page_bytes: int
@@ -129,8 +132,8 @@ class CatchUp:
         self._forget_acks([session], gid)
         self._deliveries.retract(session, gid)
 
-    def pushed(self, subscribers: GroupSubscribers, msgid: int, message: Message) -> None:
-        events, behind = subscribers.pushed(message, msgid)
+    def pushed(self, subscribers: GroupSubscribers, pushed: PushedMessage) -> None:
+        events, behind = subscribers.pushed(*pushed)
         self._deliveries.ready += events
         if behind:
             self.behind.add(behind)
@@ -168,13 +171,14 @@ class CatchUp:
 
     def _pull(self, subscribers: GroupSubscribers, cursor: Cursor, most_bytes: int) -> Call[PullResult]:
         uids = subscribers.recipients(cursor).uids
-        return message_calls.pull(
+        pull = message_calls.pull(
             *(self._space, cursor.gid, uids),
             after=cursor.msgid,
             count=max(1, min(PAGE, most_bytes // _BYTES_BESIDE_TEXT)),
             most_bytes=most_bytes,
             newest=cursor.most,
         )
+        return message_calls.with_check(pull, cursor.handed)
 
     def _take(
         self, subscribers: GroupSubscribers, cursor: Cursor, answer: PullResult | ImError, most_bytes: int
@@ -185,6 +189,8 @@ class CatchUp:
             return 0
         if isinstance(answer, ImError):  # about this group, or about one partition while it moves to another node
             return answer
+        if answer.parts_at is not None:
+            return (yield from self._take_parting(subscribers, cursor, answer.parts_at, answer.process))
         self._separate(subscribers, cursor, self._begin_later(subscribers, cursor, answer.start) or answer.apart)
         if not subscribers.sessions(cursor):
             return 0
@@ -198,6 +204,42 @@ class CatchUp:
         if not isinstance(page, ImError):
             self._hand_over(subscribers, cursor, pulled, page)
         return page if isinstance(page, ImError) else sum(map(queries.bytes_of, page.messages))
+
+    def _take_parting(
+        self, subscribers: GroupSubscribers, cursor: Cursor, parts_at: int, process: str
+    ) -> Effects[int | ImError]:
+        """Take back what no server has after a message (packed). If SQL has it, the workers bring it back to Redis."""
+        lost = cursor.proof or cursor.msgid or msgids.NONE
+        try:
+            stored = yield from MessagesByMsgid(cursor.gid, [lost])
+        except DatabaseNotReady:  # no worker has stored anything yet
+            stored = {}
+        except ImError as error:
+            if concerns_all(error):
+                raise
+            return error
+        if lost in stored:
+            cursor.process = ""
+            self.behind.add([cursor])
+        else:
+            self._rewind(subscribers, cursor, ResumePoint(parts_at, handed=HandedMessage(parts_at, process)))
+        return 0
+
+    def _rewind(self, subscribers: GroupSubscribers, cursor: Cursor, to: ResumePoint) -> None:
+        """Let sessions begin again after a message, and tell them to forget what they were handed after it."""
+        gid, recipients = cursor.gid, subscribers.recipients(cursor)
+        self._log.note(
+            ImError(f"the server has lost messages of {gid!r} after {msgids.unpack(to.msgid)}"),
+            "%s: telling the sessions that have them",
+        )
+        for session in recipients.sessions:
+            subscribers.remove(session)
+            self.behind.add([subscribers.add(session, to)])
+            self._deliveries.retract(session, gid, to.msgid)
+            session.whole_after[gid] = min(to.msgid, session.whole_after.get(gid, msgids.NONE))
+            self._rewound(session, gid, to.msgid)
+        self._deliveries.ready.append(Rewound(recipients, gid, msgids.unpack_offset(to.msgid)))
+        self.to_resync.add(recipients.sessions)  # receipts have changed, too
 
     def _hand_over(self, subscribers: GroupSubscribers, cursor: Cursor, pulled: PullResult, page: MessagePage) -> None:
         events, merged = subscribers.pulled(cursor, pulled, page)

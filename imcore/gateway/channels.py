@@ -9,7 +9,8 @@ from itertools import islice
 from imcore.errors import RedisUnavailable
 from imcore.gateway.fanout import Session
 from imcore.gateway.subscribers import GroupSubscribers
-from imcore.operations.effects import ChangeChannels, Effects, OpenSubscription, PingSubscription
+from imcore.operations.effects import ChangeChannels, Effects, OpenSubscription, PingSubscription, call_each
+from imcore.streams.calls import session_calls
 from imcore.streams.keys import Keyspace
 from imcore.util.backoff import Backoff, Clock
 
@@ -152,10 +153,12 @@ def _confirmed(awaited: Counter[str], channel: str) -> bool:
 class Resubscription:
     """A task: opens the subscription, and again after it was lost; changes its channels; pings it every `every_s`.
 
-    A subscription that has not answered by the next PING is lost. Only an answered PING ends the back-off. `on_open` is
-    called whenever a subscription was opened.
+    A subscription that has not answered by the next PING is lost; and so is one if another process of the server
+    answers now: what the former one has pushed last may be nowhere. Only an answered PING ends the back-off. `on_open`
+    is called whenever a subscription was opened.
     """
 
+    _space: Keyspace
     _channels: Channels
     _every_s: float
     _on_open: Callable[[], None]
@@ -164,6 +167,7 @@ class Resubscription:
     _backoff: Backoff = field(default_factory=Backoff)
     _next_ping: float = math.inf
     _awaits_pong: bool = False
+    _process: str | None = None
 
     def lost(self) -> None:
         self.is_open = False
@@ -185,6 +189,7 @@ class Resubscription:
             if not self.is_open:
                 yield OpenSubscription()
                 self._begin()
+                self._process = yield from self._answering()
             if self._next_ping <= self._clock():
                 yield from self._ping()
             if self._channels.has_changes():
@@ -195,7 +200,7 @@ class Resubscription:
 
     def _begin(self) -> None:
         self.is_open = True
-        self._awaits_pong = False
+        self._awaits_pong, self._process = False, None
         self._next_ping = self._clock() + self._every_s
         self._channels.restart()
         self._on_open()
@@ -206,3 +211,12 @@ class Resubscription:
         yield PingSubscription()
         self._awaits_pong = True
         self._next_ping = self._clock() + self._every_s
+        process = yield from self._answering()
+        if process and self._process and process != self._process:
+            raise RedisUnavailable("another process of the server answers now: opening another subscription")
+        self._process = self._process or process
+
+    def _answering(self) -> Effects[str | None]:
+        """Return the name of the process that answers; None if none does."""
+        [process] = yield from call_each([session_calls.process(self._space)])
+        return process if isinstance(process, str) else None

@@ -19,6 +19,7 @@ After a gap in the seqs or a lost subscription it pulls, and a session that has 
 
 from collections.abc import Collection, Iterable, Sequence
 
+from imcore import msgid as msgids
 from imcore.errors import ImError, InvalidInput, RedisUnavailable, TryAgain
 from imcore.gateway.ack_sender import ack_sender
 from imcore.gateway.catch_up import CatchUp
@@ -60,14 +61,22 @@ class Core:
         self._receipts = ReceiptDelivery(space, self.deliveries, log, clock)
         self._positions = OwnPositions(space, self.deliveries, log, clock, acks_all=options.acks == "auto")
         self._catch_up = CatchUp(
-            *(space, self._channels, self.deliveries, self._acks.forget, self._receipts, self._positions),
+            *(
+                space,
+                self._channels,
+                self.deliveries,
+                self._acks.forget,
+                self._rewound,
+                self._receipts,
+                self._positions,
+            ),
             *(options.page_bytes, log, clock),
         )
         polls = options.receipts == "poll"
         self._heartbeat = Heartbeat(space, settings, self._sessions, self._receipts, polls, log, clock, self._erased)
         self._opening = Opening(space, self._sessions, self._heartbeat, self._positions, self._catch_up)
         every_s, on_open = self._heartbeat.every_s, self._receipts.forget_versions
-        self._resubscription = Resubscription(self._channels, every_s, on_open, clock)
+        self._resubscription = Resubscription(space, self._channels, every_s, on_open, clock)
         # Resubscription is last: channels that the others open are then subscribed in the same step.
         self._scheduler = Scheduler(
             [
@@ -153,6 +162,13 @@ class Core:
     def holds(self, session: Session) -> bool:
         """Return whether `flush` has something to send of a session, or to wait for."""
         return self._acks.holds(session) or self._confirmation.holds(session.uid)
+
+    def _rewound(self, session: Session, gid: str, msgid: int) -> None:
+        """Ack again up to a message (packed): its client has acked a later one, which the server does not have."""
+        if session.known_offsets.get(gid, msgids.NONE) > msgid:
+            session.known_offsets[gid] = msgid
+            if msgid and self._options.acks == "client":
+                self._public_acks.received(gid, session.as_recipients, msgid, None, self._clock())
 
     def _erased(self, session: Session) -> None:
         """End a session whose user was erased. There is nothing to end at the server, and nothing to ack."""
@@ -292,7 +308,7 @@ class Core:
 
     def _handle_push(self, owner: ChannelOwner | None, kind: bytes, fields: list[bytes]) -> None:
         if isinstance(owner, GroupSubscribers) and kind in _MESSAGES:
-            self._catch_up.pushed(owner, *_MESSAGES[kind](fields))
+            self._catch_up.pushed(owner, _MESSAGES[kind](fields))
         elif isinstance(owner, Inbox):
             self._handle_notice(owner, kind, fields)
         elif owner:

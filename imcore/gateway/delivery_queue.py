@@ -5,7 +5,19 @@ from dataclasses import dataclass, field
 
 from imcore import msgid as msgids
 from imcore.gateway.cursor import ResumePoint
-from imcore.gateway.fanout import Ended, Event, Gap, Joined, Left, NewMessage, PositionMoved, Recipients, Session
+from imcore.gateway.fanout import (
+    Ended,
+    Event,
+    Gap,
+    Joined,
+    Left,
+    NewMessage,
+    PositionMoved,
+    Recipients,
+    Rewound,
+    Session,
+)
+from imcore.streams.calls.message_calls import UNKNOWN, HandedMessage
 
 
 @dataclass(slots=True)
@@ -73,10 +85,10 @@ class DeliveryQueue:
         self.ready = [*_without(self.ready, [session]), Ended(session.as_recipients)]
         self._ended.discard(session)
 
-    def retract(self, session: Session, gid: str) -> None:
-        """Take a session out of the events of a group, whose messages it will get again."""
-        self.ready = [event for event in _less(self.ready, session, gid) if event.sessions]
-        self._in_flight = list(_less(self._in_flight, session, gid))
+    def retract(self, session: Session, gid: str, after: int = msgids.NONE) -> None:
+        """Take a session out of the events of a group after a message (packed): it will get what the server has."""
+        self.ready = [event for event in _less(self.ready, session, gid, after) if event.sessions]
+        self._in_flight = list(_less(self._in_flight, session, gid, after))
 
 
 def _without(events: Iterable[Event], ended: Collection[Session]) -> Iterator[Event]:
@@ -89,13 +101,20 @@ def _without(events: Iterable[Event], ended: Collection[Session]) -> Iterator[Ev
             yield event._replace(recipients=left[event.recipients])
 
 
-def _less(events: Iterable[Event], session: Session, gid: str) -> Iterator[Event]:
-    """Yield events; messages and gaps of a group without one session, and perhaps without any."""
+def _less(events: Iterable[Event], session: Session, gid: str, after: int) -> Iterator[Event]:
+    """Yield events; messages and gaps of a group after a position without one session, and perhaps without any."""
     for event in events:
-        is_of_group = (isinstance(event, NewMessage) and event.message.gid == gid) or (
-            isinstance(event, Gap) and event.gid == gid
+        is_of_group = (isinstance(event, NewMessage) and event.message.gid == gid and event.msgid > after) or (
+            isinstance(event, Gap) and event.gid == gid and msgids.pack(event.to_msgid) > after
         )
         yield event._replace(recipients=event.recipients.without([session])) if is_of_group else event
+
+
+def _resume_before(session: Session, gid: str, msgid: int, seq: int | None = None) -> None:
+    """Let a session resume before a message (packed), which the server has if it has what the session was handed."""
+    point = session.resume_points.get(gid)
+    process = point.handed.process if point and point.handed else UNKNOWN
+    session.resume_points[gid] = ResumePoint(msgid - 1, seq, HandedMessage(msgid, process))
 
 
 def _put_back(session: Session, event: Event) -> None:
@@ -103,10 +122,15 @@ def _put_back(session: Session, event: Event) -> None:
     gids = session.paused_gids if session.paused_gids is not None else set()
     if isinstance(event, NewMessage):
         gids.add(event.message.gid)
-        session.resume_points[event.message.gid] = ResumePoint(event.msgid - 1, event.message.seq - 1)
+        _resume_before(session, event.message.gid, event.msgid, event.message.seq - 1)
     elif isinstance(event, Gap):
         gids.add(event.gid)
-        session.resume_points[event.gid] = ResumePoint(msgids.pack(event.from_msgid) - 1)
+        _resume_before(session, event.gid, msgids.pack(event.from_msgid))
+    elif isinstance(event, Rewound):
+        gids.add(event.gid)
+        # No server has this message: so it is told again where to begin anew.
+        lost = HandedMessage(msgids.HIGHEST, UNKNOWN)
+        session.resume_points[event.gid] = ResumePoint(msgids.position_of(event.after_msgid or "0-0"), handed=lost)
     elif isinstance(event, PositionMoved):
         session.forget_position(event.gid)
     elif isinstance(event, Left):

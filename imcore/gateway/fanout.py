@@ -206,6 +206,23 @@ class Gap(NamedTuple):
         return self.recipients.sessions
 
 
+class Rewound(NamedTuple):
+    """The server does not have the messages of a group that sessions were handed after `after_msgid`: forget them.
+
+    What it has after that message comes again. None: the client forgets all messages of the group. It comes after a
+    failover to a replica that lagged, and where a server was replaced while it was stopped: as it woke up, it sent
+    messages that nobody has.
+    """
+
+    recipients: Recipients
+    gid: str
+    after_msgid: str | None
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        return self.recipients.sessions
+
+
 class Joined(NamedTuple):
     """The user of a session has joined a group since it was opened. Messages of the group come after this."""
 
@@ -238,5 +255,5 @@ class Ended(NamedTuple):
         return self.recipients.sessions
 
 
-News = NewMessage | ReceiptsChanged | PositionMoved | Gap | Joined | Left
+News = NewMessage | ReceiptsChanged | PositionMoved | Gap | Rewound | Joined | Left
 Event = News | Ended

@@ -5,12 +5,12 @@ from typing import Self
 
 from imcore import msgid as msgids
 from imcore.errors import SessionExpired
-from imcore.gateway.fanout import Ended, Event, NewMessage, PositionMoved, ReceiptsChanged, Session
+from imcore.gateway.fanout import Ended, Event, NewMessage, PositionMoved, ReceiptsChanged, Rewound, Session
 from imcore.gateway.gateway import Gateway
 from imcore.gateway.request import StartMode
 from imcore.model.values import Message, Receipt
 
-Item = Message | Receipt | PositionMoved
+Item = Message | Receipt | PositionMoved | Rewound
 """One live session yields these."""
 
 
@@ -18,8 +18,8 @@ class Listener:
     """One live session, as an iterator of messages, receipts of the user's own, and moved positions.
 
     Use it as a context manager. Leaving it normally acks what was handed over; after an error the messages come again.
-    A PositionMoved says that another device has read. Groups that the user joins or leaves are only seen by their
-    messages. For one thread.
+    A PositionMoved says that another device has read, a Rewound that messages were lost and are to be forgotten. Groups
+    that the user joins or leaves are only seen by their messages. For one thread.
     """
 
     def __init__(
@@ -92,6 +92,6 @@ def items_of(event: Event) -> tuple[Item, ...]:
         raise SessionExpired("the user of this session was erased")
     if isinstance(event, NewMessage):
         return (event.message,)
-    if isinstance(event, PositionMoved):
+    if isinstance(event, PositionMoved | Rewound):
         return (event,)
     return event.receipts if isinstance(event, ReceiptsChanged) else ()

@@ -14,6 +14,7 @@ from imcore.operations import queries
 from imcore.operations.effects import Effects, raised
 from imcore.operations.positions import positions_in
 from imcore.streams.calls.group_calls import Position
+from imcore.streams.calls.message_calls import UNKNOWN, HandedMessage
 from imcore.streams.keys import Keyspace
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Opening:
         for gid, position in zip(gids, positions, strict=True):
             if isinstance(position, Position):
                 session.starts[gid] = start = request.start_in(gid, position)
-                session.resume_points[gid] = ResumePoint(start.begin)
+                handed = HandedMessage(request.handed_in(gid, position) or start.begin, UNKNOWN)
+                session.resume_points[gid] = ResumePoint(start.begin, handed=handed if handed.msgid else None)
                 self._positions.begin(session, gid, position, skips=request.skips(gid, start))
             elif not isinstance(position, NotMember | UnknownGroup):  # something is wrong in that group alone
                 known = request.after.get(gid)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Self, get_args
 
+from imcore import msgid as msgids
 from imcore.errors import InvalidInput
 from imcore.gateway.fanout import SessionStart
 from imcore.model.limits import check_count, check_msgid, check_name, check_resume_points
@@ -51,6 +52,11 @@ class SessionRequest:
         if gid in self.after:  # no message comes from before the join, and none is passed over that is to come
             begin = min(max(self.after[gid], position.joined), position.last)
         return SessionStart(begin, position.acked, position.last, position.unread)
+
+    def handed_in(self, gid: str, position: Position) -> int | None:
+        """Return the newest message that the client has been given in this membership, as it says."""
+        after = self.after.get(gid, msgids.NONE)
+        return after if after > position.joined else None
 
     def skips(self, gid: str, start: SessionStart) -> bool:
         """Return whether a session that begins there leaves out messages that its user may not have.

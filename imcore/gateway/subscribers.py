@@ -1,6 +1,7 @@
 """The live sessions of this process that follow one group, by their point in it. No I/O."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from imcore import msgid as msgids
 from imcore.gateway.cursor import Cursor, ResumePoint
@@ -25,7 +26,7 @@ class GroupSubscribers:
         self.is_subscribed = False
         self._sessions: dict[Cursor, dict[Session, None]] = {}
         self._live: dict[Cursor, None] = {}
-        self._behind_at: dict[tuple[int | None, int | None, int | None], Cursor] = {}
+        self._behind_at: dict[tuple[object, ...], Cursor] = {}
         self._recipients: dict[Cursor, Recipients] = {}
 
     @property
@@ -49,8 +50,10 @@ class GroupSubscribers:
 
     def add(self, session: Session, resume_point: ResumePoint | None) -> Cursor:
         """Add a session at a resume point, None for the user's ack offset. Its cursor is behind."""
-        msgid, seq = resume_point or (None, None)
+        msgid, seq, handed = resume_point or (None, None, None)
         cursor = Cursor(self.gid, msgid, seq, session.most)
+        if handed:
+            cursor.process, cursor.proof = handed.process, None if handed.msgid == msgid else handed.msgid
         session.cursors[self.gid] = cursor
         self._sessions[cursor] = {session: None}
         return self._index(cursor)
@@ -63,7 +66,7 @@ class GroupSubscribers:
         if not self._sessions[cursor]:
             self._unindex(cursor)
             del self._sessions[cursor]
-        return None if cursor.msgid is None else ResumePoint(cursor.msgid, cursor.seq)
+        return cursor.resume_point
 
     def fall_behind(self, cursor: Cursor) -> list[Cursor]:
         """Let the sessions at a cursor pull. Return their cursors: several if one pull cannot be for all of them."""
@@ -71,12 +74,12 @@ class GroupSubscribers:
         cursor.behind = True
         return list(dict.fromkeys(self._index(part) for part in self._split(cursor)))
 
-    def pushed(self, message: Message, msgid: int) -> tuple[list[NewMessage], list[Cursor]]:
+    def pushed(self, msgid: int, message: Message, process: str) -> tuple[list[NewMessage], list[Cursor]]:
         """Take a pushed message; return its events, and the cursors that have fallen behind."""
         events: list[NewMessage] = []
         behind: list[Cursor] = []
         for cursor in list(self._live):
-            if cursor.pushed(msgid, message.seq):
+            if cursor.pushed(msgid, message.seq, process):
                 events.append(NewMessage(self.recipients(cursor), message, msgid))
             elif cursor.behind:
                 behind += self.fall_behind(cursor)
@@ -105,7 +108,8 @@ class GroupSubscribers:
         """Index a cursor by its point; merge it with the one that is there. Return the cursor of its sessions."""
         if not cursor.behind:
             self._live[cursor] = None
-            present = next(each for each in self._live if (each.msgid, each.seq) == (cursor.msgid, cursor.seq))
+            where = cursor.msgid, cursor.seq, cursor.process
+            present = next(each for each in self._live if (each.msgid, each.seq, each.process) == where)
         elif cursor.msgid is None:
             return cursor  # every user has an offset of their own
         else:
@@ -132,7 +136,7 @@ class GroupSubscribers:
         for number, (most, sessions) in enumerate(parts):
             part = cursor
             if number:
-                part = Cursor(self.gid, cursor.msgid, cursor.seq)
+                part = replace(cursor)
                 self._sessions[part] = {}
                 self._move(sessions, cursor, part)
             part.most = most

@@ -21,6 +21,7 @@ from imcore.model.values import (
     Receipt,
     Tally,
     Unread,
+    UnreadCounts,
     UserPolicy,
     Why,
 )
@@ -71,12 +72,19 @@ def unread_record(uid: str, unread: Unread) -> Record:
 
 
 def totals_record(inbox: InboxPage) -> Record:
-    return {
+    totals = {
         "groups": inbox.groups,
         "unread_groups": inbox.unread_groups,
         "unread": inbox.unread,
         "next": inbox.next,
     }
+    return totals | {"silent": list(inbox.silent)} if inbox.silent else totals
+
+
+def unread_records(counts: UnreadCounts) -> list[Record]:
+    """Return what is unread in each group, and last, if there are any, which partitions are silent."""
+    records = [record_of(each) for each in counts]
+    return [*records, {"silent": list(counts.silent)}] if counts.silent else records
 
 
 def status_record(status: MessageStatus) -> Record:

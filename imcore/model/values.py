@@ -1,6 +1,6 @@
 """The values of the public API: small, frozen, without behaviour."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -100,6 +100,17 @@ class Unread:
     marked: bool = False
 
 
+class UnreadCounts(list[Unread]):
+    """What a user has not read, by group; a list.
+
+    `silent`: the partitions of a cluster whose node did not answer, in order. Groups in them are left out.
+    """
+
+    def __init__(self, counts: Iterable[Unread] = (), *, silent: Iterable[int] = ()) -> None:
+        super().__init__(counts)
+        self.silent = tuple(silent)
+
+
 @dataclass(frozen=True, slots=True)
 class InboxEntry:
     """A group in the inbox of a member. All its values are of one moment.
@@ -119,7 +130,8 @@ class InboxEntry:
 class InboxPage:
     """A page of a user's groups, and the totals of all of them: how many there are, in how many how much is unread.
 
-    The next page begins with `after=next`; None after the last one.
+    The next page begins with `after=next`; None after the last one. `silent`: the partitions of a cluster whose node
+    did not answer. Groups in them are left out, of the totals, too.
     """
 
     entries: tuple[InboxEntry, ...]
@@ -127,6 +139,7 @@ class InboxPage:
     unread_groups: int
     unread: int
     next: str | None
+    silent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from imcore.operations.performer import Performer
 from imcore.streams.aio.client import AsyncAnswers, AsyncRedisClient
 from imcore.streams.aio.shared_waits import SharedWaits
 from imcore.streams.durability import SentMessages
+from imcore.streams.rounds import OTHERS_S
 from imcore.system import System
 from imcore.util.steps import perform_async, stream_async
 from imcore.util.threads import in_thread
@@ -73,8 +74,10 @@ class AsyncPerformer:
     async def perform_one(self, effect: Effect[Any]) -> Any:
         """Return the answer to an effect. Raise DatabaseOpening for a query while the database is being opened."""
         match effect:
-            case RedisCalls(calls, repeatable):  # by far the most frequent one
-                return await self.client.call_each(calls, repeatable=repeatable)
+            case RedisCalls(calls, repeatable, waits_for_all):  # by far the most frequent one
+                return await self.client.call_each(
+                    calls, repeatable=repeatable, others_s=None if waits_for_all else OTHERS_S
+                )
             case SqlQuery():
                 if self._synchronous.is_opening:
                     raise DatabaseOpening

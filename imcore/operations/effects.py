@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from imcore.errors import ImError, raise_what_stops_all
+from imcore.errors import ImError, RedisRefuses, RedisUnavailable, raise_what_stops_all
 from imcore.streams.calls.call import Call
 from imcore.streams.keys import Keyspace
 
@@ -48,10 +48,14 @@ class GetKeyspace(Effect[Keyspace]):
 
 @dataclass(frozen=True, slots=True)
 class RedisCalls(Effect[list[T | ImError]]):
-    """Call Redis functions; a failed call has its error in its place. `repeatable`: a second run does no harm."""
+    """Call Redis functions; a failed call has its error in its place. `repeatable`: a second run does no harm.
+
+    `waits_for_all`: also for nodes of a cluster that are silent while others answer, as long as a call may take.
+    """
 
     calls: Sequence[Call[T]]
     repeatable: bool = True
+    waits_for_all: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +119,21 @@ class PingSubscription(Effect[None]):
     """Send a PING on each connection that listens. The subscription hears a PONG once all have answered."""
 
 
-def call_each(calls: Sequence[Call[T]], *, repeatable: bool = True) -> Effects[list[T | ImError]]:
-    """Call Redis; a call that failed has its error in its place."""
+def call_each(
+    calls: Sequence[Call[T]], *, repeatable: bool = True, waits_for_all: bool = True
+) -> Effects[list[T | ImError]]:
+    """Call Redis; a call that failed has its error in its place. See RedisCalls."""
     if not calls:
         return []
-    return (yield from RedisCalls(calls, repeatable))
+    return (yield from RedisCalls(calls, repeatable, waits_for_all))
+
+
+def answered(calls: Sequence[Call[T]]) -> Effects[list[T | None]]:
+    """Call Redis; what a silent node of a cluster was asked has None in its place, unless all are silent."""
+    answers = yield from call_each(calls, waits_for_all=False)
+    if all(isinstance(answer, RedisUnavailable | RedisRefuses) for answer in answers):
+        return [raised(answer) for answer in answers]
+    return [None if isinstance(answer, RedisUnavailable | RedisRefuses) else raised(answer) for answer in answers]
 
 
 def call_apart(calls: Sequence[Call[T]]) -> Effects[list[T | ImError]]:

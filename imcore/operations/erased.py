@@ -4,18 +4,27 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from imcore import msgid as msgids
+from imcore.errors import RedisRefuses, RedisUnavailable, raise_what_stops_all
 from imcore.model.erased import is_alias
 from imcore.operations import queries
-from imcore.operations.effects import Effects, GetKeyspace, call, call_many
+from imcore.operations.effects import Effects, GetKeyspace, call, call_each, raised
 from imcore.streams import wire
 from imcore.streams.calls import erasure_calls, group_calls, message_calls
 
 
 def latest_erasures(gids: Collection[str]) -> Effects[dict[str, str | None]]:
-    """Return by gid what names the latest erasure of a user in a group, "" without one; None if there is no group."""
+    """Return by gid what names the latest erasure of a user in a group, "" without one; None if there is no group.
+
+    Groups whose node is silent are left out.
+    """
     space = yield from GetKeyspace()
-    erasures = yield from call_many([erasure_calls.latest(space, gid) for gid in gids])
-    return dict(zip(gids, erasures, strict=True))
+    answers = yield from call_each([erasure_calls.latest(space, gid) for gid in gids], waits_for_all=False)
+    raise_what_stops_all(answers)
+    return {
+        gid: raised(answer)
+        for gid, answer in zip(gids, answers, strict=True)
+        if not isinstance(answer, RedisUnavailable | RedisRefuses)
+    }
 
 
 def erased_among(gid: str, wanted: Sequence[int]) -> Effects[dict[int, str]]:

@@ -104,7 +104,9 @@ def groups_of(uid: str) -> Effects[list[str]]:
 
 
 def known_user(uid: str) -> Effects[str]:
-    if not (yield from groups_of(uid)):
+    space = yield from GetKeyspace()
+    gids, silent = yield from queries.groups_that_answer(space, uid)
+    if not gids and not silent:
         raise UnknownUser(f"{uid!r} is in no group: add them to one first")
     return uid
 

@@ -74,7 +74,7 @@ def inbox(uid: str, *, limit: int, after: str | None, unread_only: bool) -> Effe
         raise InvalidInput(f"a limit of {limit} is too high: {MOST} is the highest")
     start = _rank_of(after)
     space = yield from GetKeyspace()
-    gids = (yield from queries.groups_of(space, [uid]))[uid]
+    gids, silent = yield from queries.groups_that_answer(space, uid)
     places = yield from _places(space, uid, gids)
     unread = yield from _counts(places)
     ranks = yield from _page(space, _with_unread(places, unread) if unread_only else places, start, limit)
@@ -86,6 +86,7 @@ def inbox(uid: str, *, limit: int, after: str | None, unread_only: bool) -> Effe
         unread_groups=sum(map(bool, unread.values())),
         unread=sum(unread.values()),
         next=None if len(ranks) <= limit else str(ranks[limit - 1]),
+        silent=silent,
     )
 
 

@@ -21,9 +21,10 @@ from imcore.operations.effects import (
     StartCalls,
     Warn,
 )
+from imcore.streams import configuration
 from imcore.streams.client import RedisClient
 from imcore.streams.durability import Durability, SentMessages
-from imcore.streams.keys import CONFIG
+from imcore.streams.rounds import OTHERS_S
 from imcore.system import System
 from imcore.util.backoff import ThrottledLog
 from imcore.util.steps import perform, stream
@@ -76,7 +77,7 @@ class Performer:
 
     def _check_dataset(self) -> None:
         client, database = self.system.client, self.system.database
-        in_redis, in_sql = client.query("HGET", CONFIG, "dataset"), database.meta("dataset")
+        in_redis, in_sql = configuration.dataset(client), database.meta("dataset")
         if in_sql is None:
             raise DatabaseNotReady(f"{database.address} holds nothing of this system yet: is IM_DATABASE_URL right?")
         if in_redis is None:
@@ -84,7 +85,7 @@ class Performer:
                 f"{client.address} does not have the data that {database.address} has: set IM_DATABASE_URL or "
                 "IM_REDIS_URL if one is wrong; if Redis has lost its data, run im rebuild"
             )
-        if in_redis.decode() != in_sql:
+        if in_redis != in_sql:
             raise ConfigurationError(
                 f"{database.address} holds the data of another system than {client.address}: set IM_DATABASE_URL or "
                 "IM_REDIS_URL"
@@ -148,8 +149,8 @@ def stream_from_redis(client: RedisClient, effects: Pages[T]) -> Iterator[T]:
 
 def _perform_in_redis(client: RedisClient, effect: Effect[Any]) -> Any:
     match effect:
-        case RedisCalls(calls, repeatable):
-            return client.call_each(calls, repeatable=repeatable)
+        case RedisCalls(calls, repeatable, waits_for_all):
+            return client.call_each(calls, repeatable=repeatable, others_s=None if waits_for_all else OTHERS_S)
         case StartCalls(calls):
             return client.start(calls)
         case FinishCalls(started):

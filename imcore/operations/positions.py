@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from imcore import msgid as msgids
 from imcore.errors import ConfigurationError, ImError, InvalidInput, NotMember, TryAgain, UnknownGroup
 from imcore.model.limits import check_handed_over, check_list, check_msgid, check_name
-from imcore.model.values import Ack, Delivery, Unread
+from imcore.model.values import Ack, Delivery, Unread, UnreadCounts
 from imcore.operations import queries
 from imcore.operations.effects import Effects, GetKeyspace, SqlQuery, call, call_each, raised
 from imcore.operations.queries import MessagesAfter, MessagesAroundForeign
@@ -159,10 +159,10 @@ class SeqsAt(SqlQuery[dict[str, int]]):
         return database.history.seqs_at(self.places)
 
 
-def unread(uid: str) -> Effects[list[Unread]]:
+def unread(uid: str) -> Effects[UnreadCounts]:
     check_name(uid, "uid")
     space = yield from GetKeyspace()
-    gids = (yield from queries.groups_of(space, [uid]))[uid]
+    gids, silent = yield from queries.groups_that_answer(space, uid)
     answers, _ = yield from positions_in(space, uid, gids)
     positions = {
         gid: raised(answer)
@@ -170,7 +170,7 @@ def unread(uid: str) -> Effects[list[Unread]]:
         if not isinstance(answer, NotMember | UnknownGroup)  # the user has left it meanwhile
     }
     counts = yield from unread_counts(positions)
-    return [_unread(gid, position, counts[gid]) for gid, position in positions.items()]
+    return UnreadCounts((_unread(gid, position, counts[gid]) for gid, position in positions.items()), silent=silent)
 
 
 def positions_in(

@@ -10,8 +10,18 @@ from imcore.errors import ImError, UnknownMessage
 from imcore.model.meta import size_of
 from imcore.model.rows import MessageRow
 from imcore.model.values import Message
-from imcore.operations.effects import Effects, SqlQuery, call, call_apart, call_many, raised
+from imcore.operations.effects import (
+    Effects,
+    GetKeyspace,
+    SqlQuery,
+    answered,
+    call_apart,
+    call_each,
+    call_many,
+    raised,
+)
 from imcore.streams import wire
+from imcore.streams.answers import first_hand
 from imcore.streams.calls import group_calls, message_calls, receipt_calls
 from imcore.streams.calls.call import Trimmed
 from imcore.streams.calls.message_calls import PullResult
@@ -173,6 +183,16 @@ def groups_or_errors(space: Keyspace, uids: Sequence[str]) -> Effects[dict[str, 
     return {uid: _without(gids, hidden) for uid, gids in listed.items()}
 
 
+def groups_that_answer(space: Keyspace, uid: str) -> Effects[tuple[list[str], tuple[int, ...]]]:
+    """Return a user's groups, gids in order, in the partitions that answer, and the partitions that are silent."""
+    of_user, hidden = group_calls.groups_of(space, uid), group_calls.hidden(space)
+    answers = yield from answered([*of_user, *hidden])
+    asked = [*space.served] * (len(answers) // len(space.served))
+    silent = {partition for partition, answer in zip(asked, answers, strict=True) if answer is None}
+    known = [[] if partition in silent else answer or [] for partition, answer in zip(asked, answers, strict=True)]
+    return sorted(_gids(known[: len(of_user)]) - _gids(known[len(of_user) :])), tuple(sorted(silent))
+
+
 def _without(answers: Sequence[list[str] | ImError], hidden: Sequence[list[str] | ImError]) -> list[str] | ImError:
     for answer in (*answers, *hidden):
         if isinstance(answer, ImError):
@@ -284,4 +304,6 @@ def _counts(space: Keyspace, wanted: Mapping[str, Sequence[tuple[int, str, int |
 
 def dataset() -> Effects[str | None]:
     """Return the name of the data in Redis, or None while Redis has no data."""
-    return (yield from call(group_calls.dataset()))
+    space = yield from GetKeyspace()
+    calls = [group_calls.dataset(place) for place in space.configurations()]
+    return first_hand((yield from call_each(calls, waits_for_all=False)))

@@ -1,24 +1,29 @@
 """Brings back groups that Redis does not have, many in few round trips. See `imcore.repair.rebuild`."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
+from imcore.errors import ImError, RedisUnavailable
 from imcore.model.rows import BookmarkRow, MessageRow, SpanRow
 from imcore.repair import erasure, locks, own_messages
 from imcore.repair.apply import lower, shadow_of
-from imcore.repair.bookmarks import Bookmarks
+from imcore.repair.bookmarks import Bookmarks, own_floor
 from imcore.repair.desired import PAGE, client_msgids, paged, trimmed_own
 from imcore.repair.orders import close_order
+from imcore.repair.own_messages import KnownLists
 from imcore.repair.state import Changes, delivered_of, furthest, highest_offset, is_empty, outside, possible
 from imcore.repair.unconfirmed import mark_unconfirmed
 from imcore.repair.window import START, now_ms
 from imcore.sql import corrections, queries
+from imcore.streams.answers import raised
 from imcore.streams.calls import repair_calls
 from imcore.streams.calls.call import Call
-from imcore.streams.calls.repair_calls import NEVER, GroupLock, ShadowEntry, SpanOrder, StreamState, Trim
+from imcore.streams.calls.repair_calls import NEVER, GroupLock, OwnList, ShadowEntry, SpanOrder, StreamState, Trim
+from imcore.streams.client import Answers
 from imcore.system import System
 from imcore.util.batches import batches, grouped
 
@@ -40,6 +45,8 @@ class BulkApply:
         self._gids = gids
         self._trim = trim
         self._waiting: list[Call[Any]] = []
+        self._sent: list[Call[Any]] = []
+        self._answers: Answers[Any] = list
         self._locks: dict[str, GroupLock] = {}
         self._newest = dict.fromkeys(gids, trim)
         self._entries = dict.fromkeys(gids, 0)
@@ -68,6 +75,8 @@ class BulkApply:
             self._make_receipts_due(whole)
             done = whole
         finally:
+            with suppress(ImError):
+                self._settle()  # a call that comes after the lock was given back would be refused
             locks.give_back(self._system, [lock for lock in taken if lock.k.gid in done], done=True)
             locks.give_back(self._system, [lock for lock in taken if lock.k.gid not in done], done=False)
         return sorted(set(self._gids).difference(done))
@@ -151,26 +160,57 @@ class BulkApply:
             recalled = sorted({msgid for _, *pair in queries.recalls(self._database, gids[:1]) for msgid in pair})
             self._later(*paged(recalled, partial(repair_calls.set_recalled, self._space.group(gids[0]))))
         self._flush()
-        own = trimmed_own(self._system, gids, self._trim.msgid)
-        wanted = [(self._space.group(gid), sorted(of), partial(self._trimmed_own, gid, of)) for gid, of in own.items()]
-        own_messages.restore(self._system, wanted)
+        own = grouped((gid, (uid, msgid)) for gid, uid, msgid in queries.own_unread(self._database, gids))
+        known = [self._known_own(gid, grouped(of_group)) for gid, of_group in own.items()]
+        left = own_messages.restore_known(self._system, known)
+        again = [(self._space.group(gid), uids, partial(self._trimmed_own, gid)) for gid, uids in left.items()]
+        own_messages.restore(self._system, again)
 
-    def _trimmed_own(self, gid: str, known: dict[str, list[int]], until: int) -> dict[str, list[int]]:
-        """Return the own messages of a group up to a trim point; `known` are those up to that of this bulk."""
-        return known if until == self._trim.msgid else trimmed_own(self._system, [gid], until).get(gid, {})
+    def _known_own(self, gid: str, own: dict[str, list[int]]) -> KnownLists:
+        """Return the lists of all who have own messages past their offset or mark, as SQL has both."""
+        stored = (row for row in self._stored_bookmarks.get(gid, ()) if row.mark_msgid >= row.joined_msgid)
+        marks = {(row.uid, row.joined_msgid): row.mark_msgid for row in stored}
+        floors = {
+            span.uid: own_floor(span.acked_msgid, marks.get((span.uid, span.joined_msgid), 0))
+            for span in self._spans[gid]
+            if span.left_msgid is None
+        }
+        lists = [OwnList(uid, floors.get(uid), msgs) for uid, msgs in sorted(own.items())]
+        return KnownLists(self._space.group(gid), lists, self._trim.msgid, self._newest[gid].msgid)
+
+    def _trimmed_own(self, gid: str, until: int) -> dict[str, list[int]]:
+        """Return the own messages of a group up to a trim point."""
+        return trimmed_own(self._system, [gid], until).get(gid, {})
 
     def _later(self, *calls: Call[Any]) -> None:
         for call in calls:
             self._waiting.append(call)
             if len(self._waiting) == MOST_CALLS:
-                self._flush()
+                self._send()
+
+    def _send(self) -> None:
+        """Send what waits, in its order: no call is sent before those of the last round trip are answered.
+
+        The server does the work while the caller prepares the next calls.
+        """
+        self._settle()
+        if self._waiting:
+            self._sent, self._waiting = self._waiting, []
+            self._answers = self._client.start(self._sent)
+
+    def _settle(self) -> None:
+        """Wait for the calls that were sent."""
+        sent, self._sent = self._sent, []
+        answers = self._answers() if sent else []
+        if any(isinstance(answer, RedisUnavailable) for answer in answers):
+            answers = self._client.call_many(sent)  # which tries again
+        for call, answer in zip(sent, answers, strict=True):
+            if raised(answer) and call.function in {repair_calls.SPANS, repair_calls.BOOKMARKS}:
+                self._missed.add(call.gid)
 
     def _flush(self) -> None:
-        answers = self._client.call_many(self._waiting)
-        for call, missed in zip(self._waiting, answers, strict=True):
-            if call.function in {repair_calls.SPANS, repair_calls.BOOKMARKS} and missed:
-                self._missed.add(call.gid)
-        self._waiting = []
+        self._send()
+        self._settle()
 
 
 def _order(span: SpanRow) -> SpanOrder:

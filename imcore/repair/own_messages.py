@@ -9,6 +9,7 @@ for them, and they are read anew. So does the next repair if this process dies.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from imcore.errors import TryAgain
 from imcore.repair.window import metas_of
@@ -29,6 +30,9 @@ ENTRIES = 250
 
 MOST_LISTED = 1000
 """The most messages in the lists that one call replaces, unless one list alone has more."""
+
+_CALLS = 50
+"""The most of them in one round trip."""
 
 _MOST_TIMES = 20
 
@@ -78,6 +82,30 @@ def restore(system: System, wanted: Iterable[tuple[GroupKeys, Sequence[str], Tri
     jobs = (OwnMessages(k, uids, own) for k, all_uids, own in wanted for uids in batches(all_uids, UIDS))
     for batch in batches(jobs, CHUNK):
         _restore(system, batch)
+
+
+class KnownLists(NamedTuple):
+    """The lists of some members of one group, as far as SQL has them: up to a message (packed)."""
+
+    k: GroupKeys
+    lists: Sequence[OwnList]
+    trimmed: int
+    upto: int
+
+
+def restore_known(system: System, known: Iterable[KnownLists]) -> dict[str, list[str]]:
+    """Make lists anew without reading the streams; return by gid the users for whom that is not enough."""
+    left: dict[str, list[str]] = {}
+    calls = (
+        repair_calls.restore_own_unacked(each.k, part, trimmed=each.trimmed, upto=each.upto)
+        for each in known
+        for part in _parts(each.lists)
+    )
+    for batch in batches(calls, _CALLS):
+        for call, uids in zip(batch, system.client.call_many(batch), strict=True):
+            if uids:
+                left.setdefault(call.gid, []).extend(uids)
+    return left
 
 
 def _restore(system: System, jobs: Sequence[OwnMessages]) -> None:

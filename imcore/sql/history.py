@@ -15,6 +15,7 @@ from sqlalchemy import (
     TableValuedAlias,
     and_,
     bindparam,
+    cast,
     column,
     func,
     select,
@@ -42,6 +43,16 @@ Place = tuple[str, int]
 """A gid and a msgid (packed)."""
 
 _AT_ONCE = 1000
+
+
+class Identities(NamedTuple):
+    """What tells messages apart, and neither a recall nor an erasure changes: each column as one text."""
+
+    msgids: str
+    seqs: str
+    senders: str
+    spans: str
+    """Nothing for a sender who was no member."""
 
 
 class _Side(NamedTuple):
@@ -124,6 +135,15 @@ class HistoryQueries:
         query = select(*self._database.reader.columns(recalled=is_recalled()))
         query = query.join_from(at, GROUP_MSGS, and_(c.gid == at.c.gid, c.msgid > at.c.after, has_msgid()))
         yield from self._database.reader.rows(self._database.stream(query.order_by(c.gid, c.msgid)))
+
+    def identities(self, gid: str, first: int, last: int, separator: str) -> Identities:
+        """Return the identities of the messages from one to another (msgids), oldest first, as they are stored."""
+        c = GROUP_MSGS.c
+        rows = select(c.msgid, c.seq, c.sender_uid, func.coalesce(cast(c.span, NAME), "").label("span"))
+        ordered = rows.where(c.gid == gid, c.msgid >= first, c.msgid <= last).order_by(c.msgid).subquery()
+        joined = [func.aggregate_strings(cast(column, NAME), separator) for column in ordered.c]
+        [texts] = self._database.fetch(select(*joined))
+        return Identities(*(text or "" for text in texts))
 
     def heads_at(self, places: Sequence[Place]) -> dict[str, Head]:
         """Return the heads of groups as if the messages at these places were the newest; one place for each group."""

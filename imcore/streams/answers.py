@@ -1,8 +1,9 @@
 """What the answer of a call means: its value, or the ImError in its place."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from imcore.errors import ImError
+from imcore.errors import ImError, RedisRefuses, RedisUnavailable
 from imcore.streams.calls.call import Call
 
 T = TypeVar("T")
@@ -31,3 +32,16 @@ def raised(result: T | ImError) -> T:
     if isinstance(result, ImError):
         raise result
     return result
+
+
+def first_hand(answers: Sequence[T | ImError]) -> T:
+    """Return what the first of `Keyspace.configurations` has; if its node is silent, what the first copy has.
+
+    A copy may be left when Redis has lost its data: it does not count while the first place answers. Raise the error of
+    the first place if nobody who answers has it.
+    """
+    if isinstance(answers[0], RedisUnavailable | RedisRefuses):
+        for answer in answers:
+            if answer is not None and not isinstance(answer, ImError):
+                return answer
+    return raised(answers[0])

@@ -107,10 +107,12 @@ def _prepared(
     client: Cluster, groups: list[Any], answers: list[Any], others_s: float | None, prepare: Prepare
 ) -> Steps[list[Any]]:
     """Prepare the nodes that are not; return the groups of those that are. The others have the error in its place."""
-    new = [(node, numbers) for node, numbers in groups if node.name not in client.prepared]
-    flights = [(client.get_redis_connection(node), [VERSION_COMMAND]) for node, _ in new]
+    # All nodes are asked: alone, a silent one would be waited for as if nobody else had answered.
+    flights = [(client.get_redis_connection(node), [VERSION_COMMAND]) for node, _ in groups]
     failed = set()
-    for (node, numbers), answered in zip(new, (yield Send(flights, others_s)), strict=True):
+    for (node, numbers), answered in zip(groups, (yield Send(flights, others_s)), strict=True):
+        if node.name in client.prepared:
+            continue
         try:
             if isinstance(answered, Exception):
                 raise LostNodeError(node.name, answered)

@@ -18,7 +18,6 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import redis
-from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
 from imcore.errors import ConfigurationError, ImError, RedisRefuses, TryAgain
@@ -26,6 +25,7 @@ from imcore.model.durable import FSYNCED, REPLICATED, Durable
 from imcore.streams.calls import message_calls
 from imcore.streams.calls.call import Call, command_of
 from imcore.streams.client import RedisClient
+from imcore.streams.cluster import Cluster
 from imcore.streams.packing import pack
 from imcore.streams.redis_errors import DRIVER_ERRORS, driver_errors
 from imcore.streams.rounds import Command
@@ -96,18 +96,35 @@ class Durability:
         return False
 
     def check(self, kind: Durable, gid: str) -> None:
-        """Raise ConfigurationError, RedisRefuses if the server of a group cannot confirm that; RedisUnavailable."""
+        """Raise ConfigurationError, RedisRefuses if the server of a group cannot confirm that; RedisUnavailable.
+
+        On a cluster another node may have the group by now: who has it is asked before anything is refused.
+        """
         if self.is_checked(kind, gid):
             return
-        with driver_errors(self._client.address):
-            place, server = self._server_of(gid)
-            asks_config = self._asks_config and kind == FSYNCED
-            info = info_of(server, place, asks_config=asks_config)
+        refused = self._refusal(kind, gid)
+        driver = self._client.driver
+        if refused and isinstance(driver, Cluster):
+            driver.refresh()
+            refused = self._refusal(kind, gid)
+        if refused:
+            raise refused
+
+    def _refusal(self, kind: Durable, gid: str) -> ImError | None:
+        """Ask the server of a group; return why it cannot confirm that, None if it can."""
+        try:
+            with driver_errors(self._client.address):
+                place, server = self._server_of(gid)
+                asks_config = self._asks_config and kind == FSYNCED
+                info = info_of(server, place, asks_config=asks_config)
+        except ImError as error:
+            return error
         if asks_config and info.appendfsync is None:
             self._asks_config = False  # the server logs each refusal
-        if refused := refusal(kind, info, place or self._client.address):
-            raise refused
-        self._checked[place, kind] = time.monotonic() + _CHECKED_S
+        refused = refusal(kind, info, place or self._client.address)
+        if refused is None:
+            self._checked[place, kind] = time.monotonic() + _CHECKED_S
+        return refused
 
     def confirm(self, kind: Durable, sends: Sequence[SentMessages]) -> list[Outcome]:
         """Wait until messages of one place are confirmed. Raise nothing: an error is the reason of all messages."""
@@ -171,7 +188,7 @@ class Durability:
 
     def _server_of(self, gid: str) -> tuple[str, redis.Redis]:
         driver = self._client.driver
-        if not isinstance(driver, RedisCluster):
+        if not isinstance(driver, Cluster):
             return "", driver
         node = driver.get_node_from_key(self._client.space.group(gid).meta)
         return str(node.name), driver.get_redis_connection(node)

@@ -166,6 +166,10 @@ class Keyspace:
     def sessions(self, uid: str) -> str:
         return f"{_tag(self.partition_of(uid))}sessions:{uid}"
 
+    def configurations(self) -> list[str]:
+        """Return where the configuration is, and then where its copies on a cluster are."""
+        return [CONFIG, *map(self.config, range(self.partitions))]
+
     def journals(self) -> list[str]:
         return [self.journal(p) for p in range(self.partitions)]
 

@@ -19,7 +19,7 @@ VERSION = 16
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
 
 _FILES = (
-    *("base", "positions", "groups", "idempotency", "messages", "acks", "receipts", "history", "inbox"),
+    *("base", "terms", "positions", "groups", "idempotency", "messages", "acks", "receipts", "history", "inbox"),
     *("policies", "why"),
     *("sessions", "coalescing", "journals", "repair_streams", "repair_members", "repair_look", "watermarks", "rewrite"),
     *("deletion", "erasure", "erasure_entries"),
@@ -116,7 +116,10 @@ class Library:
             return None
         info = next(servers_of(self._client, asks_config=False))
         if info.is_sentinel:
-            return ConfigurationError(f"{self._where} is a Sentinel: set IM_REDIS_URL to the primary that it watches")
+            return ConfigurationError(
+                f"{self._where} is a Sentinel: set IM_REDIS_URL to the primary that it watches, or to "
+                "redis+sentinel://HOST/NAME"
+            )
         if info.version and not info.is_too_old:
             command = str(error).partition(",")[0]  # without its arguments
             return ConfigurationError(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from redis import Redis
 from redis import exceptions as driver
 
 from imcore.errors import ConfigurationError, ImError, RedisFull, RedisRefuses, RedisUnavailable
@@ -27,6 +28,18 @@ class LostNodeError(driver.ConnectionError):
         super().__init__(str(cause))
         self.node = node
         self.__cause__ = cause
+
+
+class NoPrimaryError(driver.ConnectionError):
+    """No Sentinel says where the primary is; the text says why."""
+
+
+def with_node(server: Redis, error: Exception) -> Exception:
+    """Let the error of a lost connection name the server that a name led to."""
+    sentinels = server.connection_pool.connection_kwargs.get("sentinels")
+    if sentinels is None or sentinels.primary is None or isinstance(error, LostNodeError | NoPrimaryError):
+        return error
+    return LostNodeError(str(sentinels.primary), error) if isinstance(error, LOST) else error
 
 
 DRIVER_ERRORS = (driver.RedisError, driver.RedisClusterException, OSError)
@@ -119,8 +132,12 @@ def address(url: str) -> str:
 
 
 def _path(scheme: str, path: str) -> str:
-    """Return the path of a socket or the number of a database: anything else may be an option without its ?."""
-    return path if scheme == "unix" or re.fullmatch(r"/*[0-9]*/*", path) else "/..."
+    """Return the path of a socket, the number of a database, or the name of a primary.
+
+    Anything else may be an option without its ?.
+    """
+    known = r"/[\w.-]{1,100}" if scheme.endswith("+sentinel") else r"/*[0-9]*/*"
+    return path if scheme == "unix" or re.fullmatch(known, path) else "/..."
 
 
 @contextmanager
@@ -140,7 +157,9 @@ def translated(error: Exception, where: str, gid: str = "", *, variable: str = C
     error = _error_of_node(error)
     where = address(where) if "://" in where else where
     if isinstance(error, LostNodeError) and isinstance(error.__cause__, Exception):
-        where, error = f"{where.partition('://')[0]}://{error.node}", error.__cause__
+        where, error = f"{where.partition('://')[0].replace('+sentinel', '')}://{error.node}", error.__cause__
+    if isinstance(error, NoPrimaryError):
+        return RedisUnavailable(str(error))
     text = _answer_of(error)
     if refusal := _rights(error, text, where, variable) or _refusal(error, text, where):
         return refusal

@@ -11,7 +11,7 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff
 
 from imcore.streams.cluster import Cluster
-from imcore.streams.redis_errors import LOST
+from imcore.streams.redis_errors import LOST, with_node
 
 T = TypeVar("T")
 Client = Redis | Cluster
@@ -110,4 +110,4 @@ def exchange(
             answers: list[Any] = answered
             return answers
         failures += 1
-        yield _pause(answered, failures, begun + limits.call_s, repeatable)
+        yield _pause(with_node(server, answered), failures, begun + limits.call_s, repeatable)

@@ -22,10 +22,12 @@ needs one for acks in flight, and one for queries; everything else needs one."""
 _LONGEST_S = 86_400
 
 TCP, TLS, UNIX, CLUSTER, TLS_CLUSTER = "redis", "rediss", "unix", "redis+cluster", "rediss+cluster"
-_SINGLE = {TCP, TLS, UNIX}
-_NETWORK = {TCP, TLS, CLUSTER, TLS_CLUSTER}
+SENTINEL, TLS_SENTINEL = "redis+sentinel", "rediss+sentinel"
+_SENTINELS = {SENTINEL, TLS_SENTINEL}
+_SINGLE = {TCP, TLS, UNIX} | _SENTINELS
+_NETWORK = {TCP, TLS, CLUSTER, TLS_CLUSTER} | _SENTINELS
 _ALL = _SINGLE | _NETWORK
-_ENCRYPTED = {TLS, TLS_CLUSTER}
+_ENCRYPTED = {TLS, TLS_CLUSTER, TLS_SENTINEL}
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
@@ -88,6 +90,8 @@ OPTIONS: Mapping[str, _Option] = {
     "socket_timeout": _Option(_ALL, _seconds, _A_TIME),
     "socket_connect_timeout": _Option(_NETWORK, _seconds, _A_TIME),
     "health_check_interval": _Option(_SINGLE, _whole(0, _LONGEST_S), f"whole seconds from 0 (never) to {_LONGEST_S}"),
+    "sentinel_username": _Option(_SENTINELS, str, "the name of a user of the Sentinels"),
+    "sentinel_password": _Option(_SENTINELS, str, "a password of the Sentinels", is_secret=True),
     "ssl_ca_certs": _Option(_ENCRYPTED, str, "the path of a file"),
     "ssl_ca_path": _Option(_ENCRYPTED, str, "the path of a folder"),
     "ssl_certfile": _Option(_ENCRYPTED, str, "the path of a file"),
@@ -164,7 +168,7 @@ def _check_place(url: str, options: dict[str, Any], where: str) -> None:
     for name, value in (("username", parts.username), ("password", parts.password)):
         if value and name in options:
             raise ConfigurationError(f"{where} has a {name} before the host and as an option: leave one out")
-    path = "" if parts.scheme == UNIX else parts.path.strip("/")
+    path = "" if parts.scheme in {UNIX, *_SENTINELS} else parts.path.strip("/")
     if path and options.setdefault("db", number := _database(path)) != number:
         raise ConfigurationError(f"{where} names the database {number}, and db={options['db']}: leave one out")
 

@@ -4,6 +4,7 @@ Every client is made here, with the same checks: those of chats, workers, statis
 """
 
 import os
+import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -20,7 +21,8 @@ from imcore.streams.cluster import Cluster
 from imcore.streams.connections import TcpConnection, TlsConnection, UnixConnection
 from imcore.streams.places import Place, places_of
 from imcore.streams.redis_errors import address, driver_errors
-from imcore.streams.url_options import CLUSTER, TCP, TLS, TLS_CLUSTER, UNIX, options_of
+from imcore.streams.sentinel import PrimaryConnection, Sentinels, TlsPrimaryConnection
+from imcore.streams.url_options import CLUSTER, SENTINEL, TCP, TLS, TLS_CLUSTER, TLS_SENTINEL, UNIX, options_of
 
 Client = redis.Redis | Cluster
 
@@ -30,6 +32,8 @@ _CONNECTIONS = {
     TLS: TlsConnection,
     TLS_CLUSTER: TlsConnection,
     UNIX: UnixConnection,
+    SENTINEL: PrimaryConnection,
+    TLS_SENTINEL: TlsPrimaryConnection,
 }
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
@@ -38,6 +42,10 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP
 
 def is_cluster(url: str) -> bool:
     return url.partition("://")[0] in {CLUSTER, TLS_CLUSTER}
+
+
+def _has_sentinels(url: str) -> bool:
+    return url.partition("://")[0] in {SENTINEL, TLS_SENTINEL}
 
 
 def open_client(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 1000) -> Client:
@@ -63,6 +71,8 @@ def client_opener(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 1
     _check_files(options, where)
     options["connection_class"] = _CONNECTIONS[scheme]
     retry = Retry(NoBackoff(), 0)
+    if _has_sentinels(url):
+        options["sentinels"] = _sentinels(url, places, where, options)
     if not is_cluster(url):
         return partial(redis.Redis.from_url, place, retry=retry, **options)
     options.setdefault("socket_connect_timeout", options["socket_timeout"])
@@ -76,6 +86,16 @@ def client_opener(url: str, *, timeout_s: float | None = 10.0, block_ms: int = 1
             return Cluster(places, f"{user}{separator}", retry=retry, **options)
 
     return open_cluster
+
+
+def _sentinels(url: str, places: list[Place], where: str, options: dict[str, Any]) -> Sentinels:
+    """Return the Sentinels of a URL; take their options out of those of the primary."""
+    own = {name: value for name, value in options.items() if name.startswith("ssl_") or name == "protocol"}
+    own["connection_class"] = TlsConnection if url.startswith(TLS_SENTINEL) else TcpConnection
+    for name in ("username", "password"):
+        if value := options.pop(f"sentinel_{name}", None):
+            own[name] = value
+    return Sentinels(places, urlsplit(url).path.strip("/"), where, own)
 
 
 def _keepalive(scheme: str) -> dict[str, Any]:
@@ -93,13 +113,18 @@ def _place(url: str) -> str:
         if parts.hostname or not unquote(parts.path).strip("/"):
             raise ValueError("no path of a socket")
         return f"unix://{parts.netloc}{parts.path}"
+    if _has_sentinels(url):
+        if not re.fullmatch(r"/[\w.-]{1,100}", parts.path):
+            raise ValueError("no name of a primary")
+        user, separator, _ = parts.netloc.rpartition("@")
+        return f"redis://{user}{separator}{places_of(parts.netloc)[0]}"
     return f"redis://{parts.netloc}"  # the connection's class decides about TLS
 
 
 def _places(url: str) -> list[Place]:
     """Return the hosts of a URL. Raise ValueError for several of one server."""
     places = places_of(urlsplit(url).netloc)
-    if len(places) > 1 and not is_cluster(url):
+    if len(places) > 1 and not is_cluster(url) and not _has_sentinels(url):
         raise ValueError("several hosts")
     return places
 
@@ -107,12 +132,14 @@ def _places(url: str) -> list[Place]:
 def _wrong_with(scheme: str) -> str:
     if scheme == UNIX:
         return "not valid: it looks like unix:///path/of/the/socket?db=0, with special characters in percent form"
+    if scheme in {SENTINEL, TLS_SENTINEL}:
+        return f"not valid: it looks like {scheme}://host:26379,other/name, with the name that the Sentinels watch"
     if scheme in _CONNECTIONS:
         return (
             "not valid: it looks like redis://host:6379/0, with user:password@ before the host where that is needed, "
             "and special characters in percent form (@ is %40)"
         )
-    return "not a Redis URL: use redis://, rediss://, unix:// or redis+cluster://"
+    return "not a Redis URL: use redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://"
 
 
 def _check_files(options: Mapping[str, Any], where: str) -> None:

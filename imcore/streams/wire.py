@@ -4,7 +4,7 @@ Anybody may write into Redis. So messages for members are decoded leniently: a v
 and one message never hides the others. Only rows for SQL are decoded strictly.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -142,6 +142,27 @@ def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
     )
 
 
+class Columns(NamedTuple):
+    """What tells messages apart, of each of them. `size`: of all their texts, in bytes."""
+
+    seqs: list[bytes]
+    senders: list[bytes]
+    spans: list[bytes]
+    size: int
+
+
+def columns_of(entries: Sequence[list[bytes]]) -> Columns:
+    """Return the columns of entries. Raise IndexError, ValueError if `message_row` would for one of them."""
+    for values in entries:
+        if len(values) > _EXTRA or values[_SENT]:
+            message_row("", 0, values)
+    texts = [values[_TEXT] for values in entries]
+    b"\n".join(texts).decode()
+    b"\n".join([values[_CID] for values in entries]).decode()
+    seqs, senders, spans = ([values[place] for values in entries] for place in (_SEQ, _UID, _SPAN))
+    return Columns(seqs, senders, spans, sum(map(len, texts)) + len(entries))
+
+
 def _whole(raw: bytes) -> int:
     try:
         value = int(raw)
@@ -169,21 +190,29 @@ Push = tuple[bytes, list[bytes]]
 def push(data: bytes) -> Push:
     """Split the data of a channel. A message's content comes last, since it alone may hold the separator."""
     kind, _, rest = data.partition(_SEP)
-    return kind, rest.split(_SEP, 7 if kind == b"m" else -1)
+    return kind, rest.split(_SEP, 8 if kind == b"m" else -1)
 
 
-def pushed_message(fields: list[bytes]) -> tuple[int, Message]:
-    """Return the packed msgid and the message of a push of kind m. Raise ValueError for any other data."""
-    gid, msgid, seq, uid, cid, sent, meta, content = fields
+class PushedMessage(NamedTuple):
+    """A message, its packed msgid, and the name of the server's process that has pushed it."""
+
+    msgid: int
+    message: Message
+    process: str
+
+
+def pushed_message(fields: list[bytes]) -> PushedMessage:
+    """Return the message of a push of kind m. Raise ValueError for any other data."""
+    gid, msgid, seq, process, uid, cid, sent, meta, content = fields
     message = Message(text(gid), text(msgid), int(seq), *_from_client(uid, content, cid, sent), meta=_meta(meta))
-    return msgids.pack_id(msgid), message
+    return PushedMessage(msgids.pack_id(msgid), message, text(process))
 
 
-def pushed_recall(fields: list[bytes]) -> tuple[int, Message]:
-    """Return the packed msgid and the tombstone of a push of kind r. Raise ValueError for any other data."""
-    gid, msgid, seq, uid, target = map(text, fields)
+def pushed_recall(fields: list[bytes]) -> PushedMessage:
+    """Return the tombstone of a push of kind r. Raise ValueError for any other data."""
+    gid, msgid, seq, process, uid, target = map(text, fields)
     tombstone = Message(gid, msgid, int(seq), uid, "", recalls=msgids.unpack(int(target)))
-    return msgids.pack_id(fields[1]), tombstone
+    return PushedMessage(msgids.pack_id(fields[1]), tombstone, process)
 
 
 def pushed_receipts(fields: list[bytes]) -> list[Receipt]:

@@ -174,19 +174,20 @@ class Client:
         if given:
             raise InvalidInput("the session has begun: `connect` takes only a new token now")
         self._accept(identity)
-        return await self._connected(uid, await self.hub.positions(self.session))
+        return await self.hub.reconnected(self.session)
 
     async def _connect_anew(self, uid: str, given: Mapping[str, Any]) -> dict[str, object]:
         if self._is_closed:
             raise TryAgain("the socket is gone")
         # Before the session reads any message: what it gets with a name that is erased later is from before this.
-        erasures = await self.hub.erasures(given["after"]) if given.get("after") else {}
+        after = given.get("after") or {}
+        erasures = await self.hub.erasures(after) if after else {}
         session = self.session = await self.hub.open(self, uid, **given)
         if self._is_closed:  # meanwhile
             self.hub.end(session)
         self._pause_or_resume()
         try:
-            return await self._connected(uid, await self.hub.starts(session, erasures))
+            return await self.hub.connected(session, after, erasures)
         except BaseException:
             if not self._is_closed:
                 self._withdraw(session)
@@ -197,9 +198,6 @@ class Client:
         self.session, self._held, self._held_bytes, self._is_paused = None, [], 0, False
         session.tag = Nobody()
         self.hub.end(session)
-
-    async def _connected(self, uid: str, groups: list[dict[str, object]]) -> dict[str, object]:
-        return {"uid": uid, "dataset": await self.hub.dataset(), "groups": groups}
 
     def _accept(self, identity: Identity) -> None:
         if self._is_closed:

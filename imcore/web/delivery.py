@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from imcore import msgid as msgids
 from imcore.errors import ImError
-from imcore.gateway.fanout import Ended, Gap, Joined, Left, NewMessage, PositionMoved, ReceiptsChanged
+from imcore.gateway.fanout import Ended, Gap, Joined, Left, NewMessage, PositionMoved, ReceiptsChanged, Rewound
 from imcore.metrics import WebMetrics
 from imcore.model.records import record_of
 from imcore.web import jsonrpc
@@ -83,7 +83,7 @@ def frame_text(event: "News") -> bytes:
             return jsonrpc.notification(
                 "gap", {"gid": event.gid, "from_msgid": event.from_msgid, "to_msgid": event.to_msgid}
             )
-        case Joined():
-            return jsonrpc.notification("joined", {"gid": event.gid})
-        case Left():
-            return jsonrpc.notification("left", {"gid": event.gid})
+        case Rewound():
+            return jsonrpc.notification("rewound", {"gid": event.gid, "after_msgid": event.after_msgid})
+        case Joined() | Left():
+            return jsonrpc.notification("joined" if isinstance(event, Joined) else "left", {"gid": event.gid})

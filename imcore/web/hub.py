@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -179,10 +179,6 @@ class Hub:
         self._sockets[uid] += 1  # before the wait: others may come meanwhile
         try:
             session = await self.gateway.open(uid, tag=client, **options)
-            if session.silent:
-                self._run(self.gateway.end(session, clean=False))
-                # A client takes groups that `connect` does not name for ones that were left, and forgets them.
-                raise TryAgain("a node of Redis is silent: not all groups can be read, try again in a moment")
         except BaseException:
             self._left(uid)
             raise
@@ -201,15 +197,28 @@ class Hub:
             del self._sockets[uid]
 
     async def erasures(self, after: Mapping[str, str]) -> Mapping[str, str | None]:
-        """Return the latest erasure of a user in each group of which a client has messages. Raise InvalidInput."""
+        """Return the latest erasure of a user in each group of which a client has messages. Raise InvalidInput.
+
+        Groups whose node is silent are left out.
+        """
         return await self.chat.performer.perform(latest_erasures(check_resume_points(after)))
 
-    async def starts(self, session: "Session", erasures: Mapping[str, str | None]) -> list[dict[str, object]]:
-        """Return for each group of a session that has just begun what is acked and unread, and where it begins."""
+    async def connected(
+        self, session: "Session", after: Mapping[str, str], erasures: Mapping[str, str | None]
+    ) -> dict[str, object]:
+        """Return for each group of a session that has just begun what is acked and unread, and where it begins.
+
+        Raise TryAgain if a node has fallen silent since it began, or was when erasures were asked for.
+        """
         counts: Mapping[str, int] = {}
         if any(start.unread is None for start in session.starts.values()):
-            counts = {each.gid: each.unread for each in await self.chat.unread(session.uid)}
-        return [
+            unread = await self.chat.unread(session.uid)
+            counts = {each.gid: each.unread for each in unread}
+            if unread.silent and not counts.keys() >= session.starts.keys():
+                raise TryAgain("a node of Redis has just fallen silent: try again")
+        if not erasures.keys() >= session.starts.keys() & after.keys():
+            raise TryAgain("a node of Redis was silent a moment ago: try again")
+        groups: list[dict[str, object]] = [
             {
                 "gid": gid,
                 "last_ack_msgid": start.last_ack_msgid,
@@ -220,12 +229,14 @@ class Hub:
             }
             for gid, start in session.starts.items()
         ]
+        return await self._connected(session, groups, session.silent)
 
-    async def positions(self, session: "Session") -> list[dict[str, object]]:
+    async def reconnected(self, session: "Session") -> dict[str, object]:
         """Return the same of a session that has begun before: where it is now."""
         points = {**session.resume_points, **session.cursors}
         after = {gid: point.msgid for gid, point in points.items() if point is not None and point.msgid is not None}
-        return [
+        counts = await self.chat.unread(session.uid)
+        groups: list[dict[str, object]] = [
             {
                 "gid": each.gid,
                 "last_ack_msgid": each.last_ack_msgid,
@@ -234,12 +245,16 @@ class Hub:
                 "after": msgids.unpack_offset(after[each.gid]) if each.gid in after else each.last_ack_msgid,
                 "last_erasure": None,
             }
-            for each in await self.chat.unread(session.uid)
+            for each in counts
         ]
+        return await self._connected(session, groups, {*counts.silent, *session.silent})
 
-    async def dataset(self) -> str | None:
-        """Return the name of the data: a client's database is for one. None while there is no data."""
-        return await self.chat.performer.perform(queries.dataset())
+    async def _connected(
+        self, session: "Session", groups: list[dict[str, object]], silent: Collection[int]
+    ) -> dict[str, object]:
+        # A client's database is for one dataset. None while there is no data.
+        dataset = await self.chat.performer.perform(queries.dataset())
+        return {"uid": session.uid, "dataset": dataset, "groups": groups, "silent": sorted(silent)}
 
     def pause(self, session: "Session") -> None:
         self.gateway.pause(session)

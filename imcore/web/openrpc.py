@@ -17,6 +17,7 @@ _COUNT: Schema = {"type": "integer", "minimum": 0}
 _FLAG: Schema = {"type": "boolean"}
 _TIME: Schema = {"type": "string", "format": "date-time", "description": "UTC, ISO 8601 with milliseconds"}
 _TEXTS = list_of(_TEXT)
+_PARTITIONS: Schema = {**list_of(_COUNT), "description": "partitions of a cluster whose node does not answer"}
 
 
 def _or_null(schema: Schema) -> Schema:
@@ -82,7 +83,16 @@ SCHEMAS: dict[str, Schema] = {
             "content": _or_null(_TEXT),
         }
     ),
-    "InboxTotals": _object({"groups": _COUNT, "unread_groups": _COUNT, "unread": _COUNT, "next": _or_null(_TEXT)}),
+    "Silent": _object({"silent": _PARTITIONS}),
+    "InboxTotals": _object(
+        {
+            "groups": _COUNT,
+            "unread_groups": _COUNT,
+            "unread": _COUNT,
+            "next": _or_null(_TEXT),
+        },
+        {"silent": _PARTITIONS},
+    ),
     "Ack": _object({"gid": _TEXT, "uid": _TEXT, "last_ack_msgid": _or_null(_TEXT), "advanced": _FLAG}),
     "Delivery": _object(
         {
@@ -114,6 +124,7 @@ SCHEMAS: dict[str, Schema] = {
                     }
                 )
             ),
+            "silent": _PARTITIONS,
         },
     ),
     "Confirmed": _object({"confirmed": _COUNT}),
@@ -133,6 +144,10 @@ NOTIFICATIONS: dict[str, tuple[str, Schema]] = {
     "gap": (
         "The first and the last message that were left out here; `history` has them.",
         _object({"gid": _TEXT, "from_msgid": _TEXT, "to_msgid": _TEXT}),
+    ),
+    "rewound": (
+        "No server has what came after this message: forget it. What the servers have after it comes again.",
+        _object({"gid": _TEXT, "after_msgid": _or_null(_TEXT)}),
     ),
     "joined": ("The user was added to a group.", _object({"gid": _TEXT})),
     "left": ("The user has left a group.", _object({"gid": _TEXT})),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from imcore.model.limits import check_handed_over, check_msgid
-from imcore.model.records import Record, record_of
+from imcore.model.records import Record, record_of, unread_records
 from imcore.model.values import Receipt, Unread
 from imcore.operations import positions
 from imcore.web.method import MOST_LISTED, Caller, at_most, list_of, method, ref
@@ -60,10 +60,13 @@ async def unmark(caller: Caller, *, gid: str) -> Any:
     return _marked(caller, await caller.chat.unmark(caller.user, gid))
 
 
-@method(list_of(ref("Unread")))
+@method(list_of({"oneOf": [ref("Unread"), ref("Silent")]}))
 async def unread(caller: Caller) -> Any:
-    """Return how many messages the user has not read, for each group."""
-    return [record_of(each) for each in await caller.chat.unread(caller.user)]
+    """Return how many messages the user has not read, for each group.
+
+    Where nodes of a cluster do not answer, their groups are left out, and the last object says so.
+    """
+    return unread_records(await caller.chat.unread(caller.user))
 
 
 @method(list_of(ref("Receipt")))

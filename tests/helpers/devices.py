@@ -1,7 +1,7 @@
 """Devices in tests: what a live session yields, what its local database shows, and what workers do meanwhile."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from imcore import msgid as msgids
@@ -26,6 +26,18 @@ def listen(
     for event in client.live(stopping, **options):
         events.append(event)
     return events
+
+
+def until_all_have_happened(story: Iterator[Callable[[], object]]) -> Callable[[], bool]:
+    """Return a condition that lets a story go on, and is true at its end. It yields what each event waits for."""
+    waits = [next(story)]
+
+    def stopping() -> bool:
+        while waits and waits[0]():
+            waits[:] = [step] if (step := next(story, None)) else []
+        return not waits
+
+    return stopping
 
 
 def said(events: list[Message | Receipt]) -> list[str]:

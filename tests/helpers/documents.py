@@ -13,6 +13,7 @@ DOCUMENTS = (
     "CHANGELOG.md",
     ".github/CONTRIBUTING.md",
     "cli/README.md",
+    "cli/bench/GROWTH.md",
     "cli/bench/README.md",
     "imcore/README.md",
     "imcore/gateway/README.md",

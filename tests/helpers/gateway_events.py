@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import get_args
 
-from imcore import Ended, Gap, Joined, Left, Message, NewMessage, PositionMoved, Receipt, ReceiptsChanged
+from imcore import Ended, Gap, Joined, Left, Message, NewMessage, PositionMoved, Receipt, ReceiptsChanged, Rewound
 from imcore import msgid as msgids
 from imcore.gateway.fanout import Event, Recipients, Session
 
@@ -18,6 +18,8 @@ def one_of_each(sessions: Iterable[Session]) -> list[Event]:
         PositionMoved(to, "team", LAST),
         PositionMoved(to, "team", None),
         Gap(to, "team", FIRST, LAST),
+        Rewound(to, "team", FIRST),
+        Rewound(to, "team", None),
         Joined(to, "team"),
         Left(to, "team"),
         Ended(to),

@@ -21,6 +21,7 @@ from imcore import (
     PositionMoved,
     Receipt,
     ReceiptsChanged,
+    Rewound,
     Session,
 )
 from imcore.operations.effects import Effect, RedisCalls, SqlQuery, StartCalls
@@ -39,12 +40,14 @@ class Audience:
         self.receipts: dict[Session, list[Receipt]] = defaultdict(list)
         self.digests: dict[Session, int] = defaultdict(int)
         self.positions: dict[Session, list[str | None]] = defaultdict(list)
-        self.changes: dict[Session, list[Gap | Joined | Left]] = defaultdict(list)
+        self.changes: dict[Session, list[Gap | Rewound | Joined | Left]] = defaultdict(list)
+        self.events: dict[Session, list[Event]] = defaultdict(list)
 
     def poll(self, timeout_s: float = 0.02) -> list[Event]:
         events = self.gateway.poll(timeout_s)
         for event in events:
             for session in event.sessions:
+                self.events[session].append(event)
                 if isinstance(event, NewMessage):
                     self.messages[session].append(event.message)
                 elif isinstance(event, ReceiptsChanged):

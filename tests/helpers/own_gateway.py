@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
-from imcore import AsyncChat, Ended, Gap, Joined, Left, NewMessage, PositionMoved, errors
+from imcore import AsyncChat, Ended, Gap, Joined, Left, NewMessage, PositionMoved, Rewound, errors
 
 SECRET = os.environ["APP_JWT_SECRET"]
 HIGH, LOW = 500, 100  # frames that wait for a slow client
@@ -74,6 +74,8 @@ def frame_of(event):
         return {"t": "msg", **message(event.message)}
     if isinstance(event, Gap):
         return {"t": "gap", "gid": event.gid, "from": event.from_msgid, "to": event.to_msgid}
+    if isinstance(event, Rewound):
+        return {"t": "rewound", "gid": event.gid, "after": event.after_msgid}
     if isinstance(event, Joined | Left):
         return {"t": "joined" if isinstance(event, Joined) else "left", "gid": event.gid}
     if isinstance(event, PositionMoved):

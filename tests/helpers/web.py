@@ -11,7 +11,7 @@ import jwt
 
 from imcore.errors import NotMember
 from imcore.gateway.fanout import Recipients, Session
-from imcore.model.values import Ack, Group, HistoryPage, Member, Message, MessageTally, Unread
+from imcore.model.values import Ack, Group, HistoryPage, Member, Message, MessageTally, Unread, UnreadCounts
 from imcore.web.client import Client
 from imcore.web.flow import Frame
 from imcore.web.hub import Hub
@@ -139,11 +139,11 @@ class FakeGateway:
 
 
 class FakePerformer:
-    """Answers the one query that has no method of its own: the name of the data."""
+    """Answers the queries that have no method of their own: for the name of the data, and for erasures, of none."""
 
-    async def perform(self, effects: Generator[Any, Any, Any]) -> str:
+    async def perform(self, effects: Generator[Any, Any, Any]) -> Any:
         effects.close()
-        return "data"
+        return "data" if effects.__name__ == "dataset" else {}
 
 
 class FakeChat:
@@ -203,8 +203,8 @@ class FakeChat:
         await self._note("unmark", uid, gid)
         return Unread(gid, 0, T2, T1)
 
-    async def unread(self, uid: str) -> list[Unread]:
-        return [Unread("team", 1, T2, T1)]
+    async def unread(self, uid: str) -> UnreadCounts:
+        return UnreadCounts([Unread("team", 1, T2, T1)])
 
     async def groups_of(self, uid: str) -> list[str]:
         return ["team"]

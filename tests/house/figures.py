@@ -30,7 +30,7 @@ AIMS = {
 """What each figure is to be at most."""
 
 REACHED = {
-    "product lines, Python and Lua": 48_000,
+    "product lines, Python and Lua": 48_900,
     "modules of imcore that workers.persist reaches": 64,
     "longest chain of imports between files of imcore": 19,
     "classes between `im send` and the sender's receipt": 135,

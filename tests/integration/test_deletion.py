@@ -249,9 +249,9 @@ class TestBounds:
         calls: list[int] = []
 
         class Counting(RedisClient):
-            def call_each(self, batch: Any, *, repeatable: bool = True) -> list[Any]:
+            def call_each(self, batch: Any, **options: Any) -> list[Any]:
                 driver.config_resetstat()
-                answers = super().call_each(batch, repeatable=repeatable)
+                answers = super().call_each(batch, **options)
                 stats = driver.info("commandstats")
                 calls.append(sum(each["calls"] for name, each in stats.items() if "fcall" not in name) // len(batch))
                 return answers

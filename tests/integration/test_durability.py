@@ -17,7 +17,7 @@ from imcore.streams.aio import shared_waits
 from imcore.streams.durability import SentMessages
 from tests.helpers.deadline import wait_until
 from tests.helpers.replicated import ReplicatedServer, replicated
-from tests.helpers.servers import require_server, start_valkey
+from tests.helpers.servers import add_replica, require_server, start_cluster, start_valkey
 
 
 @pytest.fixture
@@ -134,3 +134,25 @@ def test_tasks_share_a_wait(chat: Chat, settings: Settings, monkeypatch: pytest.
     assert chat.pull("bob", "team") == sorted(sent, key=lambda message: message.seq)
     assert sum(barriers) == 100
     assert len(barriers) < 50
+
+
+def test_a_client_finds_the_server_that_took_over_though_it_only_waits(tmp_path: Path) -> None:
+    # Given a cluster, and a client whose every send waits for a replica
+    require_server()
+    cluster = start_cluster(tmp_path / "cluster", 1)
+    nodes = [*cluster.nodes]
+    try:
+        nodes.append(add_replica(cluster, tmp_path / "replica"))
+        settings = Settings.from_env({}, redis_url=cluster.url, data_dir=str(tmp_path), durable="replicated")
+        with Chat.connect(settings=settings) as chat, redis.Redis.from_url(nodes[-1].url) as replica:
+            chat.create_group("team", ["ann", "bob"])
+            first = chat.send("team", "one", sender_uid="ann")
+            # When the replica takes over, and the old primary follows it
+            replica.execute_command("CLUSTER FAILOVER")
+            wait_until(lambda: replica.info("replication").get("slave0", {}).get("state") == "online")
+            wait_until(lambda: not chat.performer.durability.is_checked("replicated", "team"))
+            # Then
+            assert chat.send("team", "two", sender_uid="ann").seq == first.seq + 1
+    finally:
+        for node in nodes:
+            node.kill()

@@ -10,10 +10,11 @@ import pytest
 
 from imcore import Chat, Draft
 from imcore.admin.retention import trim
-from imcore.errors import ImError, TryAgain
-from imcore.repair import own_messages
+from imcore.errors import ImError, TryAgain, UnknownMessage
+from imcore.repair import bulk_apply, own_messages
 from imcore.repair.apply import mend
 from imcore.repair.check import check
+from imcore.repair.rebuild import rebuild
 from imcore.settings import Settings
 from imcore.streams.client import RedisClient
 from imcore.system import System
@@ -77,11 +78,11 @@ class Watched(RedisClient):
 
     before: Callable[[str], None] = staticmethod(lambda _: None)
 
-    def call_each(self, batch: Any, *, repeatable: bool = True) -> list[Any]:
+    def call_each(self, batch: Any, **options: Any) -> list[Any]:
         for call in batch:
             if "own" in call.function:
                 self.before(call.function)
-        return super().call_each(batch, repeatable=repeatable)
+        return super().call_each(batch, **options)
 
 
 def test_lists_come_back_in_many_steps(chat: Chat, watched: tuple[System, Watched]) -> None:
@@ -234,3 +235,56 @@ def test_a_repair_that_is_killed_at_any_step_leaves_what_the_next_one_ends(chat:
         persist(chat)
         death += 2
     assert death > 30
+
+
+def test_a_rebuild_takes_the_lists_from_sql(chat: Chat, watched: tuple[System, Watched]) -> None:
+    # Given
+    before, steps = lists(chat), list[str]()
+    system, client = watched
+    chat.system.client.driver.flushdb()
+    client.before = steps.append
+    # When
+    rebuild(system)
+    # Then no stream was read
+    assert lists(chat) == {uid: wanted(own, chat, uid) for uid, own in before.items()}
+    assert list(check(chat.system)) == []
+    assert set(steps) == {"im_repair_own_unacked"}
+
+
+@pytest.mark.parametrize("what", BETWEEN)
+def test_what_happens_within_a_rebuild_is_in_the_lists(chat: Chat, watched: tuple[System, Watched], what: str) -> None:
+    # Given
+    system, client = watched
+    chat.system.client.driver.flushdb()
+    happened: list[str] = []
+
+    def before(function: str) -> None:
+        client.before = lambda _: None
+        happened.append(function)
+        with suppress(UnknownMessage):  # one that the settings would trim is not there
+            BETWEEN[what](chat)
+
+    client.before = before
+    # When
+    rebuild(system)
+    # Then
+    assert happened
+    run_workers(chat)
+    assert list(check(chat.system)) == []
+
+
+def test_a_rebuild_reads_the_stream_for_whom_sql_knew_too_little(
+    chat: Chat, watched: tuple[System, Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given offsets of SQL that are ahead of those of Redis, as after a mark of older messages
+    system, client = watched
+    before, steps = lists(chat), list[str]()
+    chat.system.client.driver.flushdb()
+    client.before = steps.append
+    monkeypatch.setattr(bulk_apply, "own_floor", lambda offset, _mark: offset + 1)
+    # When
+    rebuild(system)
+    # Then
+    assert lists(chat) == {uid: wanted(own, chat, uid) for uid, own in before.items()}
+    assert list(check(chat.system)) == []
+    assert "im_repair_find_own" in steps

@@ -275,7 +275,7 @@ def test_two_workers_side_by_side_publish_all_receipts(chat: Chat, settings: Set
 
 def test_no_other_worker_claims_entries_during_a_window_longer_than_the_lease(chat: Chat, settings: Settings) -> None:
     # Given a worker in its window
-    short_lease = replace(settings, receipt_window_ms=1500, lease_ms=300, block_ms=20)
+    short_lease = replace(settings, receipt_window_ms=2500, lease_ms=800, block_ms=20)
     chat.create_group("team", ["ann", "bob"])
     say(chat, 1)
     read(chat, "bob")

@@ -51,10 +51,8 @@ class MortalClient(RedisClient):
     def call(self, call: Call[Any], *, repeatable: bool = True) -> Any:
         return self._until_killed(lambda: super(MortalClient, self).call(call, repeatable=repeatable))
 
-    def call_each(self, batch: Sequence[Call[Any]], *, repeatable: bool = True) -> list[Any]:
-        answers: list[Any] = self._until_killed(
-            lambda: super(MortalClient, self).call_each(batch, repeatable=repeatable)
-        )
+    def call_each(self, batch: Sequence[Call[Any]], **options: Any) -> list[Any]:
+        answers: list[Any] = self._until_killed(lambda: super(MortalClient, self).call_each(batch, **options))
         return answers
 
     def _until_killed(self, action: Callable[[], Any]) -> Any:

@@ -43,7 +43,7 @@ def test_a_cursor_hands_over_every_message_once_and_in_order_whatever_is_lost(se
                 in_flight.append(stored[-1])
             case "hear" if in_flight:
                 pushed = in_flight.pop(0)
-                if cursor.pushed(msgids.pack(pushed.msgid), pushed.seq):
+                if cursor.pushed(msgids.pack(pushed.msgid), pushed.seq, ""):
                     handed_over.append(pushed)
             case "lose" if in_flight:
                 in_flight.pop(0)
@@ -58,7 +58,7 @@ def test_a_cursor_hands_over_every_message_once_and_in_order_whatever_is_lost(se
 
 def test_a_pushed_message_waits_for_the_first_pull() -> None:
     cursor = Cursor("g")
-    assert not cursor.pushed(msgids.pack(message(1).msgid), 1)
+    assert not cursor.pushed(msgids.pack(message(1).msgid), 1, "")
     assert cursor.behind
 
 
@@ -70,7 +70,7 @@ def test_a_cursor_returns_to_the_offset_when_lost_messages_come_back_before_it()
     assert pull(cursor, before, 0, 10) == before
     # When the lost one is back, and another one is pushed
     stored = [first, lost, second, message(4)]
-    assert not cursor.pushed(msgids.pack(stored[-1].msgid), 4)
+    assert not cursor.pushed(msgids.pack(stored[-1].msgid), 4, "")
     assert cursor.behind
     # Then it has to begin again, and gets what it has missed
     offset = msgids.pack(first.msgid)

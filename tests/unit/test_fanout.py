@@ -62,7 +62,7 @@ class Story:
     def hear(self) -> None:
         if self.in_flight:
             pushed = self.in_flight.pop(0)
-            events, behind = self.group.pushed(pushed, msgids.pack(pushed.msgid))
+            events, behind = self.group.pushed(msgids.pack(pushed.msgid), pushed, "")
             self.take(events)
             assert all(cursor.behind for cursor in behind)
 
@@ -171,8 +171,8 @@ def test_one_event_is_for_all_sessions_at_one_point() -> None:
     group, sessions = caught_up(2500)
 
     # When messages come
-    first, _ = group.pushed(message(1), packed(1))
-    second, _ = group.pushed(message(2), packed(2))
+    first, _ = group.pushed(packed(1), message(1), "")
+    second, _ = group.pushed(packed(2), message(2), "")
 
     # Then it is one event each time, for the same audience
     assert [set(event.sessions) for event in first] == [set(sessions)]
@@ -182,7 +182,7 @@ def test_one_event_is_for_all_sessions_at_one_point() -> None:
 def test_sessions_that_fall_behind_together_pull_together_but_not_too_many() -> None:
     group, sessions = caught_up(2500)
 
-    _, behind = group.pushed(message(3), packed(3))
+    _, behind = group.pushed(packed(3), message(3), "")
 
     assert [len(group.sessions(cursor)) for cursor in behind] == [1000, 1000, 500]
     assert {session for cursor in behind for session in group.sessions(cursor)} == set(sessions)

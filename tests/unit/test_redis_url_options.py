@@ -34,6 +34,7 @@ GIVEN = {
     "ssl_check_hostname": "false",
 }
 """One value of each option that names no file."""
+OF_SENTINELS = {"sentinel_username", "sentinel_password"}
 
 
 def kwargs_of(url: str) -> dict[str, Any]:
@@ -61,7 +62,26 @@ def test_each_option_reaches_the_driver_as_its_type(scheme: str) -> None:
 
 def test_every_option_is_tried_here() -> None:
     files = {"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password"}
-    assert set(GIVEN) | files == set(OPTIONS)
+    assert set(GIVEN) | files | OF_SENTINELS == set(OPTIONS)
+
+
+def test_the_options_of_sentinels_are_not_those_of_their_primary() -> None:
+    kwargs = kwargs_of("redis+sentinel://ann:one@a,b:1/mine?db=2&sentinel_username=bob&sentinel_password=two")
+    assert (kwargs["username"], kwargs["password"], kwargs["db"]) == ("ann", "one", 2)
+    assert not OF_SENTINELS & kwargs.keys()
+    sentinels = kwargs["sentinels"]
+    assert (sentinels._options["username"], sentinels._options["password"]) == ("bob", "two")
+    assert list(map(str, sentinels._places)) == ["a:26379", "b:1"]
+    assert "two" not in f"{kwargs}"
+
+
+@pytest.mark.parametrize("path", ["", "/", "/a/b", "/a b", "/name%20", "/" + "n" * 101])
+def test_sentinels_watch_a_name(path: str) -> None:
+    assert "looks like redis+sentinel://host:26379,other/name" in refused(f"redis+sentinel://ann:s3cret@a,b{path}")
+
+
+def test_only_sentinels_have_their_options() -> None:
+    assert "does not take the option 'sentinel_password'" in refused("redis://host?sentinel_password=s3cret")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from imcore.errors import RedisUnavailable
 from imcore.gateway.channels import Channels, Resubscription
 from imcore.gateway.fanout import Session
-from imcore.operations.effects import ChangeChannels, Effect, OpenSubscription, PingSubscription
+from imcore.operations.effects import ChangeChannels, Effect, OpenSubscription, PingSubscription, RedisCalls
 from imcore.streams.keys import Keyspace
 from imcore.util.steps import perform
 
@@ -21,17 +21,22 @@ class Bench:
         self.now = 0.0
         self.effects: list[type] = []
         self.opened = 0
+        self.process = "1"
+        """The name of the process that answers."""
         self.channels = Channels(Keyspace(2))
-        self.task = Resubscription(self.channels, EVERY_S, self.on_open, lambda: self.now)
+        self.task = Resubscription(Keyspace(2), self.channels, EVERY_S, self.on_open, lambda: self.now)
 
     def on_open(self) -> None:
         self.opened += 1
 
     def perform_one(self, effect: Effect) -> Any:
+        if isinstance(effect, RedisCalls):
+            return [self.process]
         self.effects.append(type(effect))
         if isinstance(effect, ChangeChannels):
             for channel in effect.add:
                 self.channels.added(channel)
+        return None
 
     def step(self) -> list[type]:
         self.effects = []
@@ -97,3 +102,17 @@ def test_after_a_failed_change_another_subscription_is_opened(bench: Bench) -> N
     subscribers = bench.channels.groups["g"]
     assert subscribers
     assert subscribers.is_subscribed
+
+
+def test_when_another_process_answers_another_subscription_is_opened(bench: Bench) -> None:
+    # Given a subscription to a server that is replaced, which nobody has told
+    bench.channels.open_inbox(Session("ann"))
+    bench.step()
+    bench.process = "2"
+    # When it is pinged
+    bench.now += EVERY_S
+    with pytest.raises(RedisUnavailable, match="another process"):
+        bench.step()
+    # Then
+    bench.now += EVERY_S
+    assert bench.step() == [OpenSubscription, ChangeChannels]

@@ -21,12 +21,14 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, Self
 
 import psycopg
+import redis
 
 from imcore.chat import Chat
 from imcore.cli.bench.harness.servers import BenchServers
 from imcore.cli.bench.harness.sessions import DEADLINE_S, IN_FLIGHT, MEMBERS, ONLINE, SessionCounts
 from imcore.cli.bench.harness.traffic import TEXT
 from imcore.errors import ImError
+from imcore.streams.cluster import server_of
 
 
 class _Statements(NamedTuple):
@@ -170,12 +172,17 @@ class NaiveDesign:
     def online(self) -> list[str]:
         return self.uids[1 : ONLINE + 1]
 
+    @property
+    def server(self) -> redis.Redis:
+        """Where all of it is published: one node, on a cluster."""
+        return server_of(self.chat.system.client.driver, self.gid)
+
     def store(self) -> NaiveStore:
         """Return a connection of its own to the tables."""
         return NaiveStore(self.url, self.gid)
 
     def publish(self, channels: list[str], text: str) -> None:
-        with self.chat.system.client.driver.pipeline(transaction=False) as pipe:
+        with self.server.pipeline(transaction=False) as pipe:
             for channel in channels:
                 pipe.publish(channel, text)
             pipe.execute()
@@ -220,7 +227,7 @@ class _Listener:
     def __init__(self, naive: NaiveDesign) -> None:
         self._receipts: Counter[int] = Counter()
         self._receipts_channel = naive.sender.encode()
-        open_pubsub: Callable[..., Any] = naive.chat.system.client.driver.pubsub
+        open_pubsub: Callable[..., Any] = naive.server.pubsub
         self._pubsub = open_pubsub(ignore_subscribe_messages=True)
         self._pubsub.subscribe(*naive.online, naive.sender)
         self._pubsub.get_message(timeout=0.2)

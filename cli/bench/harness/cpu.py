@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imcore.chat import Chat
+from imcore.cli.bench.harness.nodes import total
 
 HERE = "this process"
 REDIS = "Redis"
@@ -26,7 +27,7 @@ class _Process(NamedTuple):
 
 
 def clocks(chat: Chat, pids: Mapping[str, int]) -> Clocks:
-    """Return a clock for this process, for the server of this chat, and for each of these processes."""
+    """Return a clock for this process, for the servers of this chat, and for each of these processes."""
     mine: dict[str, Callable[[], float]] = {HERE: time.process_time, REDIS: lambda: _redis_seconds(chat)}
     return mine | {name: _clock_of(pid) for name, pid in pids.items()}
 
@@ -56,8 +57,7 @@ def _clock_of(pid: int) -> Callable[[], float]:
 
 
 def _redis_seconds(chat: Chat) -> float:
-    info = chat.system.client.query("INFO", "cpu")
-    return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+    return total(chat, "cpu", "used_cpu_user", "used_cpu_sys")
 
 
 def _linux() -> Iterator[_Process]:

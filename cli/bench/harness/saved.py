@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imcore.cli.bench.harness.figures import Figure, RoundPlan, to_record
+from imcore.cli.bench.harness.nodes import infos
 from imcore.cli.bench.harness.servers import BenchServers
 from imcore.errors import ImError, InvalidInput
 from imcore.model.records import iso
@@ -24,7 +25,7 @@ Machine = dict[str, Any]
 def machine(servers: BenchServers) -> Machine:
     """Return the versions, the processor and the date of a run."""
     with servers.chat() as chat:
-        info: dict[str, Any] = chat.system.client.query("INFO", "server")
+        info, *others = infos(chat, "server")
     valkey = info.get("valkey_version")
     return {
         "date": iso(datetime.now(UTC)),
@@ -33,7 +34,8 @@ def machine(servers: BenchServers) -> Machine:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
-        "redis": f"Valkey {valkey}" if valkey else f"Redis {info.get('redis_version')}",
+        "redis": (f"Valkey {valkey}" if valkey else f"Redis {info.get('redis_version')}")
+        + (f" (cluster of {1 + len(others)})" if others else ""),
         "databases": [maker.version() for maker in servers.databases],
     }
 

@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from redis.cluster import RedisCluster
 from redis.exceptions import RedisError
 
 from imcore.chat import Chat
 from imcore.cli.bench.harness import cpu
 from imcore.cli.bench.harness.databases import DatabaseMaker, PostgresSchemas, SqliteFiles, running_postgres
+from imcore.cli.bench.harness.nodes import drop_ours, nodes_of
 from imcore.cli.bench.harness.traffic import backlog
 from imcore.cli.sandbox import Processes, Sandbox, open_sandbox
 from imcore.errors import ImError, RefusedError
 from imcore.settings import Settings
 from imcore.sql.database import Database
-from imcore.streams import keys
 from imcore.streams.calls import group_calls
 from imcore.streams.client import open_client
+from imcore.streams.consumers import alive_in
 from imcore.streams.redis_errors import address, driver_errors
 
 _LIBRARY = "imcore"
@@ -58,9 +58,8 @@ class BenchServers(Sandbox):
     def running(self, *names: str) -> "Iterator[RunningServers]":
         """Run these workers, ready in the `with`."""
         with self.workers(*names) as workers, self.chat() as chat:
-            leases = [("EXISTS", keys.lease(name, 1)) for name in names]
             client, ready = chat.system.client, f"the workers {', '.join(names)} are ready"
-            workers.wait(lambda: all(client.query_many(leases)), ready)
+            workers.wait(lambda: all(all(alive_in(client, name).values()) for name in names), ready)
             yield RunningServers(self, chat, workers, names)
 
 
@@ -92,7 +91,7 @@ class RunningServers:
 def open_servers(settings: Settings) -> Iterator[BenchServers]:
     """Start throw-away servers; a Redis and a database that the settings name are used instead, if they are empty.
 
-    Raise RefusedError where one holds data, and for a cluster. Functions of another imcore are not replaced, either.
+    Raise RefusedError where one holds data. Functions of another imcore are not replaced, either.
     """
     name = f"bench-{uuid.uuid4().hex[:8]}"
     with ExitStack() as things:
@@ -108,22 +107,20 @@ def open_servers(settings: Settings) -> Iterator[BenchServers]:
 
 @contextmanager
 def _named_redis(url: str) -> Iterator[None]:
-    """Check that a server is empty, and leave it empty. Raise RefusedError if it is not."""
+    """Check that a server is empty, each primary of a cluster, and leave it empty. Raise RefusedError if it is not."""
     where = address(url)
     with driver_errors(where), open_client(url) as client:
-        if isinstance(client, RedisCluster):
-            raise RefusedError(f"{where} is a cluster: benchmarks are for a single server")
-        if client.info("keyspace"):
+        nodes = nodes_of(client)
+        if any(node.info("keyspace") for node in nodes):
             raise _not_empty(where, "--redis-url")
-        had_library = bool(client.function_list(library=_LIBRARY))
+        had_library = any(node.function_list(library=_LIBRARY) for node in nodes)
     try:
         yield
     finally:
         with suppress(ImError, RedisError), open_client(url) as client:
-            for key in client.scan_iter(match="im:*", count=1000):
-                client.unlink(key)
-            if not had_library:
-                client.function_delete(_LIBRARY)
+            drop_ours(client)
+            for node in () if had_library else nodes_of(client):
+                node.function_delete(_LIBRARY)
 
 
 def _not_empty(where: str, option: str) -> RefusedError:

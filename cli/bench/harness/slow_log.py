@@ -1,9 +1,10 @@
-"""The server's slow log: how long it takes for each command, without the time of the client and of the connection."""
+"""The slow logs of the servers: how long each command takes there, without client and connection."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from imcore.chat import Chat
+from imcore.cli.bench.harness.nodes import nodes_of
 from imcore.streams.redis_errors import driver_errors
 
 _MOST = 10_000
@@ -11,24 +12,25 @@ _MOST = 10_000
 
 @contextmanager
 def slow_log(chat: Chat, above_us: int) -> Iterator[Callable[[Callable[[], object]], list[float]]]:
-    """Make the server log every command that takes as long; restore its settings after the `with`.
+    """Make each server log every command that takes as long; restore its settings after the `with`.
 
     Yield a function that performs an action, and returns how long the commands took meanwhile, in ms.
     """
-    server = chat.system.client.driver
+    servers = nodes_of(chat.system.client.driver)
     settings = {"slowlog-log-slower-than": above_us, "slowlog-max-len": _MOST}
 
     def durations_ms(action: Callable[[], object]) -> list[float]:
-        server.slowlog_reset()
+        for server in servers:
+            server.slowlog_reset()
         action()
-        return [entry["duration"] / 1000 for entry in server.slowlog_get(_MOST)]
+        return [entry["duration"] / 1000 for server in servers for entry in server.slowlog_get(_MOST)]
 
     with driver_errors(chat.system.client.address):
-        before = {name: server.config_get(name)[name] for name in settings}
+        before = [(server, name, str(server.config_get(name)[name])) for server in servers for name in settings]
         try:
-            for name, value in settings.items():
-                server.config_set(name, value)
+            for server, name, _ in before:
+                server.config_set(name, settings[name])
             yield durations_ms
         finally:
-            for name, setting in before.items():
-                server.config_set(name, str(setting))
+            for server, name, setting in before:
+                server.config_set(name, setting)

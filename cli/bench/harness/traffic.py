@@ -7,6 +7,7 @@ from sqlalchemy import inspect, text
 
 from imcore import msgid as msgids
 from imcore.chat import Chat
+from imcore.cli.bench.harness.nodes import total
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
 from imcore.repair import window
@@ -62,9 +63,8 @@ def _not_done(chat: Chat, journal: str, group: dict[str, Any]) -> int:
 
 
 def data_memory(chat: Chat) -> int:
-    """Return the bytes that the server has allocated, without buffers of clients and of the append-only file."""
-    info: dict[str, Any] = chat.system.client.query("INFO", "memory")
-    return int(info["used_memory"] - sum(info.get(buffer, 0) for buffer in _BUFFERS))
+    """Return the bytes that the servers have allocated, without buffers of clients and of the append-only file."""
+    return int(total(chat, "memory", "used_memory") - total(chat, "memory", *_BUFFERS))
 
 
 def count_acks(chat: Chat, gid: str) -> int:

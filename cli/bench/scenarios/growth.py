@@ -17,9 +17,11 @@ from imcore import msgid as msgids
 from imcore.admin import retention
 from imcore.chat import Chat
 from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, interleave
+from imcore.cli.bench.harness.nodes import drop_ours
 from imcore.cli.bench.harness.servers import BenchServers, RunningServers
 from imcore.cli.bench.harness.slow_log import slow_log
 from imcore.cli.bench.harness.traffic import TEXT
+from imcore.cli.bench.scenarios.memberships import memberships
 from imcore.errors import ImError
 from imcore.model.values import Draft
 from imcore.operations.effects import raised
@@ -29,6 +31,7 @@ from imcore.streams.calls import creation_calls, message_calls
 from imcore.streams.calls.message_calls import AckTarget
 from imcore.streams.client import CHUNK
 from imcore.util.batches import batches
+from imcore.util.garbage import collected_rarely
 
 _ABOVE_US = 100
 _MEMBERS, _MESSAGES = 3, 5
@@ -64,6 +67,10 @@ def run_growth(servers: BenchServers, plan: RoundPlan, progress: Progress) -> li
 
 
 _UNITS = {"a message": "us", "all of it": "s", "memory more": "MiB"}
+_UNITS |= {"a membership": "B", "making a membership": "us", "a partition": "MiB"}
+_UNITS |= dict.fromkeys(("fullest partition", "emptiest partition"), "x the mean")
+_UNITS |= dict.fromkeys(("a message, cheapest partition", "a message, dearest partition"), "us")
+_UNITS |= dict.fromkeys(("idle servers", "idle workers"), "ms/s")
 _AIMS = {
     ("check", "a group"): Aim("<=", 0.3, of_ratio=False),
     ("create", "longest call"): Aim("<=", 10, of_ratio=False),
@@ -90,7 +97,8 @@ def _check(servers: BenchServers, plan: RoundPlan, progress: Progress) -> _Case:
 
         def job() -> Measured:
             before = _peak_mib()
-            seconds = _seconds(lambda: _expect_sound(running.chat))
+            with collected_rarely():
+                seconds = _seconds(lambda: _expect_sound(running.chat))
             return {"a group": seconds / groups * 1000, "memory more": _peak_mib() - before}
 
         yield f"{groups:,} groups of {_MEMBERS} members and {_MESSAGES} messages", job
@@ -151,7 +159,7 @@ def _rebuild(servers: BenchServers, plan: RoundPlan, progress: Progress) -> _Cas
 
     def job() -> Measured:
         _empty(servers)
-        with servers.chat() as chat:
+        with servers.chat() as chat, collected_rarely():
             seconds = _seconds(lambda: rebuild(chat.system))
         return {"a message": seconds / messages * 1e6, "all of it": seconds}
 
@@ -261,9 +269,7 @@ def _fill_large(running: RunningServers, name: str, groups: int, members: int, m
 def _empty(servers: BenchServers) -> None:
     """Drop all of ours from the server, which was empty when the benchmark began."""
     with servers.chat() as chat:
-        driver = chat.system.client.driver
-        for keys in batches(driver.scan_iter(match="im:*", count=1000), 1000):
-            driver.unlink(*keys)
+        drop_ours(chat.system.client.driver)
 
 
 def _uids(count: int) -> list[str]:
@@ -291,4 +297,5 @@ CASES: dict[str, Callable[[BenchServers, RoundPlan, Progress], AbstractContextMa
     "unread": _unread,
     "trim": _trim,
     "show": _show,
+    "memberships": memberships,
 }

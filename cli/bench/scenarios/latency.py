@@ -17,6 +17,7 @@ from imcore.gateway.fanout import Event, NewMessage, PositionMoved, Session
 from imcore.gateway.gateway import Gateway
 from imcore.model.values import Message
 from imcore.streams.client import open_client
+from imcore.streams.cluster import server_of
 
 _BARE = f"bare PUBLISH to {ONLINE} connections"
 _IS_SEPARATE = {"one gateway": False, "40 connections": True}
@@ -128,14 +129,15 @@ def _subscribers(servers: BenchServers) -> Iterator[Callable[[], float]]:
     """Subscribe on 40 connections. Yield a function that publishes, and returns the us to the last one."""
     channel = f"im:{{0}}:{servers.name}-bare"
     with open_client(servers.settings.redis_url) as client, ExitStack() as things:
+        server = server_of(client, channel)
         subscribers: list[Any] = []
         for _ in range(ONLINE):
-            subscriber: Any = client.pubsub()
+            subscriber: Any = server.pubsub()
             things.callback(subscriber.close)
             subscriber.ssubscribe(channel)
             subscriber.get_message(timeout=DEADLINE_S)
             subscribers.append(subscriber)
-        yield partial(_publish, client, channel, subscribers)
+        yield partial(_publish, server, channel, subscribers)
 
 
 def _publish(client: Any, channel: str, subscribers: list[Any]) -> float:

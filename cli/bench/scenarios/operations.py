@@ -23,6 +23,7 @@ from imcore.streams.calls import message_calls, receipt_calls
 from imcore.streams.calls.call import Call
 from imcore.streams.calls.message_calls import AckTarget, SendResult
 from imcore.streams.client import CHUNK, RedisClient
+from imcore.streams.cluster import server_of
 from imcore.util.batches import batches
 
 SIZES = (200, 10_000, 100_000)
@@ -221,9 +222,10 @@ def _pipelined(command_of: Callable[[Fixture], Command], fixture: Fixture) -> fl
 
 def _pipelined_by_driver(command_of: Callable[[Fixture], Command], fixture: Fixture) -> float:
     command = command_of(fixture)
+    server = server_of(fixture.client.driver, str(command[1]))
 
     def trip() -> None:
-        with fixture.client.driver.pipeline(transaction=False) as pipe:
+        with server.pipeline(transaction=False) as pipe:
             for _ in range(CHUNK):
                 pipe.execute_command(*command)
             pipe.execute()

@@ -71,9 +71,9 @@ def init(partitions: int, dataset: str) -> Call[tuple[int, str]]:
     return Call("im_init", (CONFIG,), args, lambda answer: (int(answer[0]), answer[1].decode()), writes=True)
 
 
-def copy_partitions(key: str, partitions: int) -> Call[int]:
-    """Write a partition's copy of the count that `init` has fixed."""
-    return Call("", (), ("HSET", key, "partitions", partitions), int, writes=True)
+def copy_init(key: str, partitions: int, dataset: str) -> Call[int]:
+    """Write a partition's copy of what `init` has fixed."""
+    return Call("", (), ("HSET", key, "partitions", partitions, "dataset", dataset), int, writes=True)
 
 
 def add_members(space: Keyspace, gid: str, uids: Sequence[str]) -> Call[Group]:
@@ -187,9 +187,9 @@ def position_of(answer: list[Any]) -> Position:
     return Position(int(head_seq), int(last), int(acked), None if seq == b"" else int(seq), *map(int, rest))
 
 
-def dataset() -> Call[str | None]:
-    """Answers the name of the data in Redis, or None while Redis has no data."""
-    return Call("", (), ("HGET", CONFIG, "dataset"), lambda answer: None if answer is None else str(answer, "utf-8"))
+def dataset(place: str = CONFIG) -> Call[str | None]:
+    """Ask for the name of the data in Redis, at a place that has it. Answers None while Redis has no data."""
+    return Call("", (), ("HGET", place, "dataset"), lambda answer: None if answer is None else str(answer, "utf-8"))
 
 
 def rebuilding() -> Call[bool]:

@@ -94,7 +94,8 @@ class PullResult(NamedTuple):
     """Messages after `start` (packed) of a group whose newest seq is `head_seq`. Up to `trimmed` they are in SQL only.
 
     With `more`, Redis has others after these. Uids in `apart` may not get all of them: each is no member, or joined
-    after the later position given.
+    after the later position given. `process` names the server's process that has answered. If `parts_at` (packed) is
+    given, there are no messages: what a client was handed and what the server has part after it.
     """
 
     start: int
@@ -104,6 +105,18 @@ class PullResult(NamedTuple):
     more: bool = False
     apart: Mapping[str, int | NotMember] = {}
     left_out: LeftOut | None = None
+    process: str = ""
+    parts_at: int | None = None
+
+
+UNKNOWN = "-"
+
+
+class HandedMessage(NamedTuple):
+    """A message (packed msgid) that clients were handed, and the server's process that gave it; it may be UNKNOWN."""
+
+    msgid: int
+    process: str
 
 
 def send(space: Keyspace, gid: str, drafts: Sequence[Draft], idempotency_ms: int) -> Call[list[SendResult | ImError]]:
@@ -233,15 +246,23 @@ def pull(
     k = space.group(gid)
 
     def decode(answer: Any) -> PullResult:
-        start, trimmed, head_seq, more, entries, numbers, skipped = checked(answer, gid, uid=uids[0])
+        start, trimmed, head_seq, more, entries, numbers, skipped, process, parts_at = checked(answer, gid, uid=uids[0])
         messages = [wire.message(gid, entry) for entry in entries]
         apart, left_out = _apart(gid, uids, numbers), _left_out(*skipped) if skipped else None
-        return PullResult(int(start), int(trimmed), head_seq, messages, more == 1, apart, left_out)
+        parts = int(parts_at) if parts_at else None
+        return PullResult(
+            int(start), int(trimmed), head_seq, messages, more == 1, apart, left_out, process.decode(), parts
+        )
 
     limit = "" if newest is None else min(newest, msgids.HIGHEST)
-    args: list[Value] = [or_empty(after), count, most_bytes, limit, *uids]
+    args: list[Value] = [or_empty(after), count, most_bytes, limit, "", "", *uids]
     keys = (k.meta, k.stream, k.acked, k.joined, k.recalled, k.bookmarks)
     return Call("im_pull", keys, tuple(args), decode, gid)
+
+
+def with_check(pull: Call[PullResult], handed: HandedMessage | None) -> Call[PullResult]:
+    """Let a pull also say where to begin again, if the server does not have a message that was handed over."""
+    return pull._replace(args=(*pull.args[:4], *handed, *pull.args[6:])) if handed else pull
 
 
 def _left_out(after: bytes, first: bytes, keep: bytes | None = None) -> LeftOut:

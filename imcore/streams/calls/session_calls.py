@@ -42,6 +42,11 @@ def end_session(space: Keyspace, uid: str, session: str) -> Call[int]:
     return Call("im_end_session", keys, (uid, session), int, writes=True)
 
 
+def process(space: Keyspace) -> Call[str]:
+    """Ask which process of the server has the served partitions: by its name."""
+    return Call("im_process", (space.journal(space.served[0]),), (), wire.text)
+
+
 def expire_online(space: Keyspace, partition: int) -> Call[int]:
     """Drop a partition's users whose sessions have ended, also by a corrected clock; answers how many are online."""
     keys = (space.online(partition), space.online_ms(partition), space.last_seen(partition))

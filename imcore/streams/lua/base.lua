@@ -9,6 +9,7 @@
 --   meta    hash    seq (of the newest message), last (its packed msgid), trimmed (packed msgid of the newest trimmed entry);
 --                   receipts (`names`, `counts` or `off`; without: `names`), asked_by (`sender` or `members`; without: `sender`);
 --                   born (packed id of a journal entry: all later ones about this gid are about this group)
+--                   term1 to term4 (newest first): which processes have stored messages (see terms.lua)
 --                   erased: users whose messages in the stream still have names and texts, with what they are called from now on
 --                   (uid SEP alias, RECORD between two); last_erasure: what no other erasure in the group has (see erasure.lua)
 --   stream  stream  one entry per message, one consumer group per current member; its last-delivered-id is the offset

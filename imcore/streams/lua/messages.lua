@@ -67,11 +67,12 @@ end
 -- '', content.
 -- Answer: for each message {msgid, seq, number of its recipients, 1 if it was stored before}, or NOTMEMBER. Errors: NOGROUP.
 define('im_send', DENY_OOM, function(keys, args)
-  local seq, last = head_of(keys[1])
+  local head = redis.call('HMGET', keys[1], 'seq', 'last', 'term1')
+  local seq, last = tonumber(head[1]), tonumber(head[2])
   if not seq then
     return no_group()
   end
-  local gid, channel, idempotency_ms = args[1], args[2], tonumber(args[3])
+  local gid, channel, idempotency_ms, process, last_before = args[1], args[2], tonumber(args[3]), process_name(), last
   local answers, senders, first_id, last_id, stored = {}, {}, nil, nil, 0
   local known, state = known_client_msgids(keys[6], keys[7], args)
   local new_pairs, recipients = {}, member_count(keys[3], keys[5]) - 1
@@ -104,7 +105,7 @@ define('im_send', DENY_OOM, function(keys, args)
         known[field] = id .. ' ' .. seq
         new_pairs[#new_pairs + 1], new_pairs[#new_pairs + 2] = field, known[field]
       end
-      redis.call('SPUBLISH', channel, table.concat({'m', gid, id, seq, uid, cid, sent, meta, text}, SEP))
+      redis.call('SPUBLISH', channel, table.concat({'m', gid, id, seq, process, uid, cid, sent, meta, text}, SEP))
       first_id, last_id, stored = first_id or id, id, stored + 1
       answers[number] = {id, seq, recipients, 0}
     end
@@ -118,6 +119,9 @@ define('im_send', DENY_OOM, function(keys, args)
   store_client_msgids(keys[6], new_pairs, idempotency_ms, state)
   if stored > 0 then
     redis.call('HSET', keys[1], 'seq', seq, 'last', decimal(last))
+    if not is_own_term(head[3]) then
+      begin_term(keys[1], last_before, pack(first_id))
+    end
     if stored == 1 then
       append_entry(keys[8], 'kind', 'msg', 'gid', gid, 'first', first_id)
     else
@@ -177,6 +181,9 @@ define_for_group('im_recall', ALLOW_OOM, function(keys, args, seq, last, trimmed
     'cid', '', 'sent', '', 'caught_up', caught_up and 1 or 0, 'text', '', 'recalls', target)
   local packed = decimal(pack(id))
   redis.call('HSET', keys[1], 'seq', seq + 1, 'last', packed)
+  if not is_own_term(redis.call('HGET', keys[1], 'term1')) then
+    begin_term(keys[1], last, pack(id))
+  end
   redis.call('ZADD', keys[5], target, target, packed, packed)
   redis.call('ZADD', keys[8], 'NX', now_ms(), gid)  -- its text waits for a rewrite of the stream
   if caught_up then
@@ -184,7 +191,7 @@ define_for_group('im_recall', ALLOW_OOM, function(keys, args, seq, last, trimmed
     redis.call('XGROUP', 'SETID', keys[2], uid, id, 'ENTRIESREAD', seq + 1)
   end
   append_entry(keys[6], 'kind', 'msg', 'gid', gid, 'first', id)
-  redis.call('SPUBLISH', args[2], table.concat({'r', gid, id, seq + 1, uid, target}, SEP))
+  redis.call('SPUBLISH', args[2], table.concat({'r', gid, id, seq + 1, process_name(), uid, target}, SEP))
   return {id, seq + 1}
 end)
 
@@ -261,28 +268,34 @@ end
 -- im_pull: the messages that members have not acked, oldest first.
 -- Keys: meta, stream, acked, joined, recalled, bookmarks. Arguments: packed msgid to start after, or '' for where the first uid has
 -- read up to; limit; limit of bytes of text, exceeded by the first message only; how many of the newest messages to begin with at
--- most, '' for all; then the uids that all start there.
+-- most, '' for all; packed msgid of a message that a client was handed, '' for none, and the process that has handed it (see
+-- `parting`); then the uids that all start there.
 -- What is read in private counts as read, except where messages may be left out: what is left out shows in what is delivered.
 -- For a single uid, a start before they joined is moved up to there.
 -- Answer: {start, trimmed, seq of the newest, 1 if Redis has more after these else 0, entries, {number of a uid from 0 on, then
--- NOTMEMBER or the packed msgid after which they joined, for each uid who may not get all of that}, {what is left out}};
+-- NOTMEMBER or the packed msgid after which they joined, for each uid who may not get all of that}, {what is left out}, the process
+-- that answers, '' or where what the client was handed and what is here part: then there are no entries};
 -- messages up to `trimmed` are in SQL only. For a single uid that is no member: NOTMEMBER. Errors: NOGROUP.
 -- What is left out: nothing, or the start before, and the first message left out that Redis has; the new start is the last one.
 -- If only SQL knows that, the start stays, and the answer has '' and how many of SQL's newest messages are not left out.
 define_for_group('im_pull', READ_ONLY, function(keys, args, seq, last, trimmed, erased)
   local start, apart, left_out = args[1], {}, nil
-  if #args == 5 then
-    local joined = redis.call('ZSCORE', keys[4], args[5])
+  local parts = args[5] ~= '' and parting(keys[1], keys[2], tonumber(args[5]), args[6], last, tonumber(trimmed))
+  if parts then
+    return {start, trimmed, seq, 0, {}, {}, {}, process_name(), decimal(math.min(parts, tonumber(start)))}
+  end
+  if #args == 7 then
+    local joined = redis.call('ZSCORE', keys[4], args[7])
     if not joined then
       return 'NOTMEMBER'
     elseif start == '' then
-      local private = args[4] == '' and parse_bookmark(redis.call('HGET', keys[6], args[5])) or 0
-      start = decimal(math.max(tonumber(redis.call('ZSCORE', keys[3], args[5])), private))
+      local private = args[4] == '' and parse_bookmark(redis.call('HGET', keys[6], args[7])) or 0
+      start = decimal(math.max(tonumber(redis.call('ZSCORE', keys[3], args[7])), private))
     elseif tonumber(joined) > tonumber(start) then
       start = joined
     end
   else
-    apart = apart_of(keys[4], args, 5, tonumber(start))
+    apart = apart_of(keys[4], args, 7, tonumber(start))
   end
   if args[4] ~= '' then
     start, left_out = leave_out(keys[2], tonumber(start), seq, last, tonumber(trimmed), tonumber(args[4]))
@@ -291,12 +304,12 @@ define_for_group('im_pull', READ_ONLY, function(keys, args, seq, last, trimmed, 
   if tonumber(start) < tonumber(trimmed) then
     count = math.min(count, FIRST_PAGE_SIZE)  -- SQL may have as many, and then these are asked for again
   end
-  if #apart < 2 * (#args - 4) then
+  if #apart < 2 * (#args - 6) then
     local after = '(' .. unpack_id(tonumber(start))
     entries = read_page('XRANGE', keys[2], after, '+', count, tonumber(args[3]))
   end
   local more = entries[1] and pack(entries[#entries][1]) < last and 1 or 0
-  return {start, trimmed, seq, more, hide_recalled(entries, keys[5], erased), apart, left_out or {}}
+  return {start, trimmed, seq, more, hide_recalled(entries, keys[5], erased), apart, left_out or {}, process_name(), ''}
 end)
 
 -- im_trim: drop the entries of a stream up to a message, which is remembered as the trim point.

@@ -149,6 +149,34 @@ class LocalDatabase {
     });
   }
 
+  /**
+   * Forget the messages after a position: no server has them. Own ones wait in the outbox again; the server stores each
+   * once, whatever became of it.
+   */
+  async rewind(gid, after, uid) {
+    return this.#transaction(['messages', 'groups', 'outbox'], 'readwrite', async (messages, groups, outbox) => {
+      const later = IDBKeyRange.bound([gid, after], [gid, Infinity], true);
+      const own = (await answer(messages.getAll(later))).filter(
+        ({ sender_uid, client_msgid, content, isRich }) => sender_uid === uid && client_msgid && content && !isRich,
+      );
+      messages.delete(later);
+      const sent = await answer(outbox.index('order').getAll());
+      let order = sent.at(-1)?.order ?? 0;
+      for (const item of sent)
+        if (item.gid === gid && item.state === 'sent') outbox.put({ ...item, state: 'waiting' });
+      for (const { client_msgid, content, at } of own) {
+        const [time, to] = [timeOf(at).getTime(), peerOf(gid, uid) ?? undefined];
+        const item = { client_msgid, gid, to, content, sender_uid: uid, time, tried: time, state: 'waiting' };
+        outbox.put({ ...item, order: ++order });
+      }
+      await this.#change(groups, gid, ({ ranges, acked, from = acked }) => ({
+        ranges: ranges.filter(([low]) => low <= after).map(([low, high]) => [low, Math.min(high, after)]),
+        acked: Math.min(acked, after),
+        from: Math.min(from, after),
+      }));
+    });
+  }
+
   async #change(groups, gid, change) {
     const group = (await answer(groups.get(gid))) ?? { gid, ranges: [], acked: 0 };
     await answer(groups.put({ ...group, ...change(group) }));
@@ -177,6 +205,7 @@ class LocalDatabase {
     if (old?.read > (message.read ?? -1)) Object.assign(merged, { read: old.read, unread: old.unread });
     if (old?.delivered > (message.delivered ?? -1)) merged.delivered = old.delivered;
     if (old?.recalled || message.recalled) Object.assign(merged, { recalled: true, content: '' });
+    if (merged.meta) merged.isRich = true;
     delete merged.meta; // this page shows none
     await answer(kept.put(merged));
   }
@@ -350,7 +379,8 @@ function alone(name, work) {
  *   changed {gid, ats}        a tally has changed, or a message was recalled
  *   outbox {gid}              a message was queued, sent, refused or discarded
  *   expiring {seconds}        the token ends soon: `setToken`
- *   reset {}                  the server has other data now: what was kept here is gone, but for the outbox
+ *   reset {}                  messages that were kept here are gone, but for the outbox: the server has other data now, or
+ *                             has lost some
  */
 export class ImClient extends EventTarget {
   #base;
@@ -441,6 +471,7 @@ export class ImClient extends EventTarget {
       heardAt: Date.now(),
       id: null,
       asked: new Set(),
+      isPart: false, // nodes of the server are silent: groups that it has not named may still be there
     };
     this.#connection = connection;
     socket.onopen = () => this.#introduce(connection);
@@ -612,6 +643,7 @@ export class ImClient extends EventTarget {
     if (method === 'connected') await this.#connected(connection, params);
     else if (method === 'gap')
       connection.live.set(params.gid, pack(params.to_msgid)); // left out: history has it
+    else if (method === 'rewound') await this.#rewound(connection, params.gid, pack(params.after_msgid));
     else if (method === 'receipts') await this.#addReceipts(params.receipts);
     else if (method === 'position') this.#positionMoved(params.gid, pack(params.last_ack_msgid));
     else if (method === 'joined') await this.#joined(connection, params.gid);
@@ -619,13 +651,14 @@ export class ImClient extends EventTarget {
     else if (method === 'expiring') this.#tell('expiring', { seconds: params.expires_in_s });
   }
 
-  async #connected(connection, { groups, dataset }) {
+  async #connected(connection, { groups, dataset, silent }) {
     if (dataset && (await this.#local.bind(dataset))) {
       await this.#loadGroups();
       this.#tell('reset');
     }
     const gids = new Set(groups.map(({ gid }) => gid));
-    for (const gid of this.#groups.keys()) if (!gids.has(gid)) await this.#left(gid);
+    connection.isPart = silent.length > 0;
+    if (!connection.isPart) for (const gid of this.#groups.keys()) if (!gids.has(gid)) await this.#left(gid);
     let isErased = false;
     const marked = []; // or read in private, on another device
     for (const { gid, last_ack_msgid, last_msgid, unread, after, last_erasure } of groups) {
@@ -691,7 +724,25 @@ export class ImClient extends EventTarget {
     this.#tell('changed', { gid, ats: tallies.map(({ msgid }) => pack(msgid)) });
   }
 
+  // A server was replaced while it was stopped, or by one that lagged: what it has handed over since is nowhere.
+  async #rewound(connection, gid, after) {
+    await this.#local.rewind(gid, after, this.uid);
+    connection.live.set(gid, after);
+    connection.newest.set(gid, after);
+    const group = this.#group(gid);
+    group.acked = Math.min(group.acked, after);
+    group.from = Math.min(group.from, after);
+    group.last = await this.#local.last(gid);
+    await this.#recount(gid);
+    this.#tell('reset');
+    this.#tell('outbox', { gid });
+    this.#tell('groups');
+    this.#drain();
+  }
+
   async #joined(connection, gid) {
+    // Perhaps a node has come back, and this group was there before: connecting anew says where to go on.
+    if (connection.isPart && !connection.live.has(gid)) return this.#lost(connection, LOST);
     // All that may be seen since the join comes now.
     if (!connection.live.has(gid)) connection.live.set(gid, 0);
     await this.#local.note(gid, () => ({ left: false }));

@@ -10,6 +10,7 @@ from imcore.gateway.fanout import Session
 from imcore.settings import Settings
 from imcore.workers.receipts import ReceiptsWorker
 from tests.helpers.deadline import wait_until
+from tests.helpers.devices import until_all_have_happened
 from tests.helpers.documents import Document
 from tests.helpers.gateway_events import FIRST, LAST, one_of_each
 
@@ -43,18 +44,6 @@ def example() -> dict[str, Any]:
     names: dict[str, Any] = {}
     exec(compile(code.text, DOCUMENT.name, "exec"), names)
     return names
-
-
-def until_all_have_happened(story: Iterator[Callable[[], object]]) -> Callable[[], bool]:
-    """Return a condition that lets a story go on, and is true at its end. It yields what each event waits for."""
-    waits = [next(story)]
-
-    def stopping() -> bool:
-        while waits and waits[0]():
-            waits[:] = [step] if (step := next(story, None)) else []
-        return not waits
-
-    return stopping
 
 
 def test_people_come_talk_and_go(chat: Chat) -> None:
@@ -127,6 +116,8 @@ def test_each_event_can_be_told() -> None:
         {"PositionMoved": ("team", LAST)},
         {"PositionMoved": ("team", None)},
         {"Gap": ("team", FIRST, LAST)},
+        {"Rewound": ("team", FIRST)},
+        {"Rewound": ("team", None)},
         {"Joined": ("team",)},
         {"Left": ("team",)},
         {"Ended": ()},

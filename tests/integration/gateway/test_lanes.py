@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -295,9 +295,9 @@ def test_a_session_of_an_erased_user_ends_in_all_lanes(cluster: str, tmp_path: P
             heard = Heard(gateway)
             await heard.until(lambda: session.is_synced and stays.is_synced)
             # When the lane of the user learns of it with a heartbeat
-            core: Any = gateway._core
-            home = core._cores[other.system.client.space.partition_of("u1")]
-            home._erased(core.home(session))
+            core, lanes = cast("Any", gateway._core), cast("Any", gateway._lanes)
+            home = lanes._lanes[other.system.client.space.partition_of("u1")]
+            await home.run(lambda own: own._erased(core.home(session)))
             sent = {gid: say_many(other, 2, gid=gid, sender="u0") for gid in gids}
             ended: list[Session] = []
             while not ended:

@@ -32,7 +32,11 @@ class TestConnecting:
             await setup.ask(socket)
             await setup.push(news(setup, "late"))
             answer, *others = socket.sent
-            assert answer == {"jsonrpc": "2.0", "id": 1, "result": {"uid": "ann", "dataset": "data", "groups": []}}
+            assert answer == {
+                "jsonrpc": "2.0",
+                "id": 1,
+                "result": {"uid": "ann", "dataset": "data", "groups": [], "silent": []},
+            }
             assert [each["params"]["content"] for each in others] == ["early", "late"]
 
         with_setup(story)
@@ -305,6 +309,8 @@ class TestNotifications:
                 ("position", {"gid": "team", "last_ack_msgid": LAST}),
                 ("position", {"gid": "team", "last_ack_msgid": None}),
                 ("gap", {"gid": "team", "from_msgid": FIRST, "to_msgid": LAST}),
+                ("rewound", {"gid": "team", "after_msgid": FIRST}),
+                ("rewound", {"gid": "team", "after_msgid": None}),
                 ("joined", {"gid": "team"}),
                 ("left", {"gid": "team"}),
             ]

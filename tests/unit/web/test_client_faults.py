@@ -17,7 +17,7 @@ def bearer() -> dict[str, str]:
 
 
 class Gated:
-    """Answers the query for the name of the data once it may; fails as often as is said before."""
+    """Answers the query for the name of the data once it may; fails as often as is said before. No user was erased."""
 
     def __init__(self, setup: Setup, failures: int = 0) -> None:
         self.failures = failures
@@ -26,8 +26,10 @@ class Gated:
         self.open.set()
         setup.chat.performer = self  # type: ignore[assignment]
 
-    async def perform(self, effects: Generator[Any, Any, Any]) -> str:
+    async def perform(self, effects: Generator[Any, Any, Any]) -> Any:
         effects.close()
+        if effects.__name__ != "dataset":
+            return {}
         self.asked += 1
         await self.open.wait()
         if self.asked <= self.failures:
