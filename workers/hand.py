@@ -92,17 +92,20 @@ class Hand:
         """
         text = 0
         for number in range(READS):
-            entries = self._journal.read(block_ms=block_ms if number == 0 else 0)
-            self.has_more = len(entries) >= self._batch_size
-            # After a claim, entries that are in hand are read again.
-            new = [entry for entry in entries if (entry.partition, entry.id) not in self._entries]
-            counts = member_counts(self._client, new)
-            items = [WorkItem(entry, first_members=counts.get(getattr(entry.event, "gid", ""), 0)) for entry in new]
-            is_full = self._add(items)
+            items = self._read(block_ms if number == 0 else 0)
+            is_full = self._add(items)  # before anything can fail: what was read is in hand
             fetch(self._client, self._database, items)
             text += sum(len(row.content) for item in items for row, _ in item.messages)
             if is_full or text > MOST_TEXT or not self.has_more:
                 return
+
+    def _read(self, block_ms: int | None) -> list[WorkItem]:
+        """Read once; return what is not in hand: after a claim, entries that are in hand are read again."""
+        entries = self._journal.read(block_ms=block_ms)
+        self.has_more = len(entries) >= self._batch_size
+        new = [entry for entry in entries if (entry.partition, entry.id) not in self._entries]
+        counts = member_counts(self._client, new)
+        return [WorkItem(entry, first_members=counts.get(getattr(entry.event, "gid", ""), 0)) for entry in new]
 
     def first(self) -> Sequence[WorkItem]:
         """Return the items of the oldest transaction, which stays in hand."""
