@@ -31,6 +31,8 @@ class WorkItem:
     messages: list[StoredMessage] = field(default_factory=list)
     members: list[str] = field(default_factory=list)
     """The first members of a new group that are still to be written."""
+    first_members: int = 0
+    """About how many first members a new group has."""
     problem: str | None = None
     is_void: bool = False
     """Whether the group was deleted since: nothing of the entry is stored."""
@@ -39,6 +41,10 @@ class WorkItem:
     def gid(self) -> str | None:
         gid: str | None = getattr(self.entry.event, "gid", None)
         return gid
+
+    def anew(self) -> "WorkItem":
+        """Return an item for the entry without its data."""
+        return WorkItem(self.entry, first_members=self.first_members)
 
     def forget(self) -> None:
         self.messages, self.members, self.problem, self.is_void = [], [], None, True

@@ -1,23 +1,23 @@
 """The worker `persist`: writes what the journals report into SQL.
 
-    journals --take--> entries --fetch--> their messages --mark, merge--> rows --write, one transaction--> SQL
-                          `------------------------------ done, only then ------------------------------'
+    journals --take--> entries, their messages --mark, merge--> rows --write, one transaction--> SQL
+                          `--------------------------- done, only then ---------------------------'
 
-If it is killed anywhere on the way its entries stay open, and the next worker handles them again: rows merge with
-themselves.
+While a transaction is written, the entries of the next one are taken, if there are many. They are stored and confirmed
+after it, so the order of a journal stays. If it is killed anywhere on the way its entries stay open, and the next
+worker handles them again: rows merge with themselves.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from imcore import msgid as msgids
 from imcore.admin import append_only
 from imcore.errors import DatabaseRejected, DatabaseUnavailable, ErasuresChanged, ImError
 from imcore.metrics import WorkerMetrics
-from imcore.model.rows import Batch, BookmarkRow, ConfirmRow, GroupRow, MoveRow, SpanRow, UserRow, WatermarkRow
-from imcore.msgid import NONE
+from imcore.model.rows import Batch, WatermarkRow
 from imcore.operations import user_policies
 from imcore.operations.performer import perform_in_redis
 from imcore.repair.rewriting import Rewriting
@@ -25,22 +25,13 @@ from imcore.settings import Settings
 from imcore.sql import deletion
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
-from imcore.streams.events import (
-    Acked,
-    BookmarksSet,
-    Confirmed,
-    Created,
-    Delivered,
-    Entry,
-    Malformed,
-    PolicySet,
-    Sent,
-    SpanBegun,
-    SpanEnded,
-    UserSet,
-)
+from imcore.streams.events import Entry, Malformed, Sent, UserSet
 from imcore.streams.journal import Journal
-from imcore.workers.fetch import StoredMessage, WorkItem, fetch, member_counts, member_pages
+from imcore.workers import hand
+from imcore.workers.beside import beside
+from imcore.workers.fetch import WorkItem, member_pages
+from imcore.workers.hand import Hand
+from imcore.workers.stored_rows import batch_of
 
 if TYPE_CHECKING:
     from imcore.repair.watch import Watch
@@ -48,23 +39,12 @@ if TYPE_CHECKING:
 
 KIND = "persist"
 
-MOST_ROWS = 5000
-"""About how many rows one transaction writes. One entry may bring hundreds of messages, a thousand offsets, or a new
-group with any number of members; a larger group takes several transactions."""
-
 PACE_S = 0.1
 """The least time between the beginnings of two transactions, unless a full batch waits. A transaction costs as much as
 some hundred rows, and several acks of one member meanwhile make one row."""
 
 SPREAD_AGAIN_S = 1.0
 """A choice that could not be copied everywhere is tried again after this time."""
-
-Spans = tuple[str, int, tuple[str, ...]]
-"""Spans of one group (gid) that began at one message (joined), by uid. A gateway's sessions ack together, so most
-entries name the same uids together."""
-
-Positions = dict[Spans, int]
-"""The newest message that spans have acked, or that has arrived for them. Msgids are packed."""
 
 
 class Persist:
@@ -88,10 +68,7 @@ class Persist:
         self._journal = Journal(client, KIND, settings, self._metrics, partition)
         self._watch = watch
         self._rewriting = Rewriting(client, partition)
-        self._batch_size = settings.batch_size
-        self._in_hand: list[Entry] = []
-        self._member_counts: dict[str, int] = {}
-        """Of the groups that the entries in hand create, by gid."""
+        self._hand = Hand(client, database, self._journal, settings.batch_size)
         self._next = 0.0
         self._deletions: dict[str, int] = {}
         """The entries of the deletions of the groups in hand, by gid."""
@@ -107,12 +84,15 @@ class Persist:
         try:
             return self._step()
         except ErasuresChanged:
-            self._drop_batch()  # the next step reads it again, without the names
+            self._drop()  # the next step reads it again, without the names
             return 0
-        except ImError as error:
+        except DatabaseUnavailable:
             self._watch.doubt()
-            if not isinstance(error, DatabaseUnavailable):  # after that one the entries are still in hand
-                self._drop_batch()
+            self._hand.keep()
+            raise
+        except ImError:
+            self._watch.doubt()
+            self._drop()
             raise
 
     def _step(self) -> int:
@@ -120,34 +100,34 @@ class Persist:
             self._journal.renew()  # also while nothing may be taken: a worker that waits is not dead
             self._rewriting.look(self._journal.renew)
         if self._watch.look():
-            self._drop_batch()
-        if not self._in_hand:
+            self._drop()
+        if not self._hand:
             time.sleep(max(0.0, self._next - time.monotonic()))
             if self._erasures is None:
                 self._erasures = self._database.erasures().count
-            self._in_hand = self._journal.read()
-            self._next = time.monotonic() + (PACE_S if len(self._in_hand) < self._batch_size else 0.0)
-            self._member_counts = member_counts(self._client, self._in_hand)
-        batch = self._in_hand[: _batch_length(self._in_hand, self._member_counts)]
+            self._take()
         self._database.empty_log()  # a reader may have been in the way when it was to be emptied
-        handled = self._persist(batch) if batch else 0
-        del self._in_hand[: len(batch)]
+        items = self._hand.first()
+        handled = self._persist(items) if items else 0
+        self._hand.remove_first()
         return handled
 
-    def _drop_batch(self) -> None:
-        self._in_hand = []
+    def _take(self, block_ms: int | None = None) -> None:
+        self._hand.take(block_ms=block_ms)
+        self._next = time.monotonic() + (0.0 if self._hand.has_more else PACE_S)
+
+    def _drop(self) -> None:
+        self._hand.drop()
         self._erasures = None
         self._journal.reread_open()
 
     def drained(self) -> bool:
-        return not self._in_hand and self._journal.drained()
+        return not self._hand and self._journal.drained()
 
     def close(self) -> None:
         self._journal.close()
 
-    def _persist(self, entries: Sequence[Entry]) -> int:
-        items = [WorkItem(entry) for entry in entries]
-        fetch(self._client, self._database, items)
+    def _persist(self, items: Sequence[WorkItem]) -> int:
         self._forget_deleted(items)
         for item in items:
             if isinstance(item.entry.event, Malformed):
@@ -206,7 +186,7 @@ class Persist:
 
         The entry is done only when all are written: a worker that is killed meanwhile leaves it open.
         """
-        for uids in member_pages(self._client, item, MOST_ROWS):
+        for uids in member_pages(self._client, item, hand.MOST_ROWS):
             if item.members:
                 part = WorkItem(item.entry, members=item.members)
                 self._write([part])
@@ -223,7 +203,7 @@ class Persist:
             batch = batch_of(items)
             batch.marks, batch.erasures = marks, self._erasures
             batch.known_deletions = self._deletions
-            self._database.write(batch)
+            self._store(batch)
         except DatabaseRejected as error:
             if len(items) == 1:
                 items[0].problem = str(error)
@@ -232,6 +212,14 @@ class Persist:
             self._write(items[:middle], marks)
             self._write(items[middle:], marks)
 
+    def _store(self, batch: Batch) -> None:
+        """Write a batch. If there is more to store, take that meanwhile: it has no part in this transaction."""
+        if self._hand.wants_more:
+            with beside(lambda: self._database.write(batch)):
+                self._take(block_ms=0)
+        else:
+            self._database.write(batch)
+
 
 def _sound(items: Sequence[WorkItem]) -> list[WorkItem]:
     return [item for item in items if not item.problem]
@@ -239,108 +227,3 @@ def _sound(items: Sequence[WorkItem]) -> list[WorkItem]:
 
 def _recalled(items: Sequence[WorkItem]) -> list[tuple[str, int]]:
     return [(row.gid, row.recalls) for item in items for row, _ in item.messages if row.recalls is not None]
-
-
-def batch_of(items: Sequence[WorkItem]) -> Batch:
-    """Return the rows that items make; of several positions of one span only the newest."""
-    batch = Batch()
-    offsets: Positions = {}
-    delivered: Positions = {}
-    for item in items:
-        if not item.is_void:
-            _add_positions(item, batch, offsets, delivered)
-            _add_rows(item, batch)
-    for spans in offsets.keys() | delivered.keys():
-        gid, joined, uids = spans
-        acked, arrived = offsets.get(spans, joined), delivered.get(spans, 0)
-        ahead = arrived if arrived > acked else None
-        batch.spans += (SpanRow(gid, uid, joined, None, 0, acked, ahead) for uid in uids)
-    return batch
-
-
-def _add_positions(item: WorkItem, batch: Batch, offsets: Positions, delivered: Positions) -> None:
-    event = item.entry.event
-    if isinstance(event, Sent):
-        _add_messages(item.messages, batch, offsets)
-    elif isinstance(event, Acked):
-        _add_moves(event, item.entry.version, batch, offsets)
-    elif isinstance(event, Delivered):
-        _add_delivered(event, delivered)
-
-
-def _add_delivered(event: Delivered, positions: Positions) -> None:
-    for joined, _, to, uids in event.moves:
-        spans = (event.gid, joined, uids)
-        positions[spans] = max(to, positions.get(spans, 0))
-
-
-def _add_rows(item: WorkItem, batch: Batch) -> None:
-    event, version = item.entry.event, item.entry.version
-    if isinstance(event, SpanBegun):
-        batch.spans.append(SpanRow(*event, left_msgid=None, changed=version, acked_msgid=event.joined))
-    elif isinstance(event, SpanEnded):
-        batch.spans.append(SpanRow(*event, changed=version, acked_msgid=event.joined))
-    elif isinstance(event, BookmarksSet):
-        batch.bookmarks += _bookmarks(event, version)
-    elif isinstance(event, PolicySet):
-        batch.groups.append(GroupRow(event.gid, item.entry.time_ms, event.receipts, event.asked_by, version))
-    elif isinstance(event, UserSet):
-        batch.users.append(UserRow(event.uid, event.receipts, version))
-    elif isinstance(event, Confirmed):
-        batch.confirms += (ConfirmRow(*tally) for tally in event.tallies)
-    elif isinstance(event, Created):
-        batch.groups.append(GroupRow(event.gid, item.entry.time_ms))
-        batch.spans += (SpanRow(event.gid, uid, NONE, None, version, NONE) for uid in item.members)
-
-
-def _bookmarks(event: BookmarksSet, version: int) -> Iterator[BookmarkRow]:
-    for joined, private, mark, uids in event.bookmarks:
-        yield from (BookmarkRow(event.gid, uid, joined, private, mark, version) for uid in uids)
-
-
-def _add_messages(messages: Sequence[StoredMessage], batch: Batch, offsets: Positions) -> None:
-    for row, moved_sender in messages:
-        batch.messages.append(row)
-        if moved_sender and row.span is not None:
-            # No MoveRow: nobody asks when senders read their own messages, and they had acked all earlier ones.
-            spans = (row.gid, row.span, (row.sender_uid,))
-            offsets[spans] = max(row.msgid, offsets.get(spans, 0))
-
-
-def _add_moves(event: Acked, entry: int, batch: Batch, offsets: Positions) -> None:
-    gid = event.gid
-    uids: dict[tuple[int, int], tuple[str, ...]] = {}
-    for joined, start, to, movers in event.moves:
-        uids[start, to] = uids.get((start, to), ()) + movers
-        spans = (gid, joined, movers)
-        offsets[spans] = max(to, offsets.get(spans, 0))
-    batch.moves += (MoveRow(gid, to, start, entry, movers) for (start, to), movers in uids.items())
-
-
-def _batch_length(entries: Sequence[Entry], member_counts: Mapping[str, int]) -> int:
-    """Return how many of the entries, one at least, make a transaction."""
-    rows = 0
-    known: set[Spans] = set()
-    for length, entry in enumerate(entries):
-        event = entry.event
-        if isinstance(event, Acked | Delivered):
-            rows += _rows_of_moves(event, known)
-        elif isinstance(event, BookmarksSet):
-            rows += sum(len(each.uids) for each in event.bookmarks)
-        elif isinstance(event, Created):
-            rows += 1 + member_counts.get(event.gid, 0)
-        else:
-            rows += event.messages if isinstance(event, Sent) else 1
-        if rows > MOST_ROWS:
-            return length or 1
-    return len(entries)
-
-
-def _rows_of_moves(event: Acked | Delivered, known: set[Spans]) -> int:
-    """Return the most rows that an entry makes. Offsets of `known` spans have rows already; add the entry's spans."""
-    rows = 0
-    for joined, _, _, uids in event.moves:
-        before = len(known)
-        known.add((event.gid, joined, uids))
-        rows += 1 + len(uids) * (len(known) - before)
-    return rows

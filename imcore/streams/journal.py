@@ -232,8 +232,8 @@ class Journal:
         )
 
     def _wait(self, partition: int, block_ms: int) -> list[Entry]:
-        how = {"count": self._settings.batch_size, "block_ms": min(block_ms, LONGEST_BLOCK_MS)}
-        call = calls.wait(self._client.space, partition, self._kind, self.lease.name, **how)
+        space, longest, count = self._client.space, min(block_ms, LONGEST_BLOCK_MS), self._settings.batch_size
+        call = calls.read(space, partition, self._kind, self.lease.name, count=count, block_ms=longest)
         return [events.read(partition, *raw) for raw in self._client.call(call, repeatable=False)]
 
     def _block(self, partitions: Sequence[int], block_ms: int) -> list[Entry]:

@@ -62,10 +62,7 @@ NOT_THE_CHAT = [
     *("HDEL {p}watermarks persist-1", "FCALL im_repair_journal 1 {journal} 99999999999999-0"),
     *("FCALL im_repair_raise_versions 1 {p}version", "FCALL im_repair_lock 1 {p}group_locks team me 1000"),
     *("FCALL im_trim 3 {team}meta {team}stream {p}group_locks team 9", "FCALL im_trim_journal 2 {journal} {p}failures"),
-    *(
-        "FCALL im_read 1 {journal} persist evil > 10",
-        "FCALL im_done 3 {journal} {p}failures {p}coalescing persist 1 1-1",
-    ),
+    "FCALL im_done 3 {journal} {p}failures {p}coalescing persist 1 1-1",
     *("FCALL im_claim 1 {journal} persist evil persist-1 10", "FCALL im_create_consumer_group 1 {journal} evil"),
     "FCALL im_fail 3 {journal} {p}dead {p}failures persist 1-1 no 1",
     *("FCALL im_requeue 2 {p}dead {journal} 1-1", "FCALL im_lease 1 im:lease:persist:1 me 1000"),

@@ -20,7 +20,7 @@ from imcore.sql.moves import line_of, movers_of
 from imcore.sql.tables import OFFSET_MOVES
 from imcore.streams.events import Acked, Entry, Move
 from imcore.workers.fetch import WorkItem
-from imcore.workers.persist import batch_of
+from imcore.workers.stored_rows import batch_of
 from tests.helpers.rows import FIRST_MS, at, clear
 
 UIDS = ["ann", "ann2", "anna", "bob", ",", "o'neil", '"', "[", "]", "x[", '","', "群", "\\", "\\n", "5", "", "{}"]

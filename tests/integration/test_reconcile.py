@@ -334,7 +334,7 @@ def test_entries_that_redis_loses_meanwhile_are_not_stored(chat: Chat, monkeypat
     snapshot = Snapshot.of(chat.system.client.driver)
     chat.ack("bob", "g")
     with monkeypatch.context() as patch:
-        patch.setattr("imcore.workers.persist.fetch", lambda *_: snapshot.restore(chat.system.client.driver))
+        patch.setattr("imcore.workers.hand.fetch", lambda *_: snapshot.restore(chat.system.client.driver))
         # When, then
         with pytest.raises(RedisUnavailable, match="lost what was about to be stored"):
             worker.step()
@@ -354,7 +354,7 @@ def test_entries_read_before_a_reconciliation_are_not_stored_after_it(
     chat.send("g", "hi", sender_uid="ann")
     with monkeypatch.context() as patch:
         patch.setattr(
-            "imcore.workers.persist.fetch",
+            "imcore.workers.hand.fetch",
             lambda *_: reconcile(chat.system, chat.system.client.space.partition_of("g")),
         )
         # When, then

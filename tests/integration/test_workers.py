@@ -91,7 +91,7 @@ class TestBurst:
         chat.system.database.upgrade()
         talk(chat)
         other = new_persist(chat.system.client, chat.system.database, replace(settings, lease_ms=600_000))
-        other._in_hand = other._journal.read()
+        other._take()
 
         # When a burst has nothing left to do itself
         with start_worker(settings, "persist", "--burst") as burst:

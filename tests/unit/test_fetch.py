@@ -14,7 +14,7 @@ from imcore.sql.database import Database
 from imcore.streams import dead_letters
 from imcore.streams.calls import message_calls
 from imcore.streams.keys import lease
-from imcore.workers import fetch, persist
+from imcore.workers import fetch, hand
 from imcore.workers.persist import KIND, Persist
 from tests.helpers.persist_runs import SETTINGS, new_persist, raw, tell_again
 from tests.helpers.rows import stored
@@ -78,7 +78,7 @@ class TestFetching:
 
     def test_big_batches_are_cut(self, chat: Chat, worker: Persist, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given three sends of four messages, where a transaction takes five
-        monkeypatch.setattr(persist, "MOST_ROWS", 5)
+        monkeypatch.setattr(hand, "MOST_ROWS", 5)
         chat.create_group("g", ["ann"])
         drain(worker)
         for _ in range(3):
@@ -92,7 +92,7 @@ class TestFetching:
         self, chat: Chat, worker: Persist, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given acks of three at once, in two groups, where a transaction takes five rows
-        monkeypatch.setattr(persist, "MOST_ROWS", 5)
+        monkeypatch.setattr(hand, "MOST_ROWS", 5)
         readers = ["bob", "cy", "dora"]
         for gid in ("g", "h"):
             chat.create_group(gid, ["ann", *readers])
@@ -106,7 +106,7 @@ class TestFetching:
 
     def test_new_groups_with_many_members_make_a_big_batch(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given groups with a few members each, and one with more than a transaction takes
-        monkeypatch.setattr(persist, "MOST_ROWS", 12)
+        monkeypatch.setattr(hand, "MOST_ROWS", 12)
         database = Watching(chat.system.database)
         worker = new_persist(chat.system.client, database, SETTINGS)
         for number, members in enumerate([5, 5, 5, 40, 5]):
@@ -133,7 +133,7 @@ class TestFetching:
         self, chat: Chat, monkeypatch: pytest.MonkeyPatch, fails_at: int
     ) -> None:
         # Given a group with more members than a transaction takes, and a worker that dies over one of these
-        monkeypatch.setattr(persist, "MOST_ROWS", 12)
+        monkeypatch.setattr(hand, "MOST_ROWS", 12)
         database = Watching(chat.system.database)
         database.left = fails_at
         dying = new_persist(chat.system.client, database, SETTINGS)
@@ -151,7 +151,7 @@ class TestFetching:
         self, chat: Chat, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a worker whose lease is over whenever it has written something
-        monkeypatch.setattr(persist, "MOST_ROWS", 12)
+        monkeypatch.setattr(hand, "MOST_ROWS", 12)
         database = Watching(chat.system.database)
         worker = new_persist(chat.system.client, database, SETTINGS)
         worker.step()

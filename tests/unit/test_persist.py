@@ -22,7 +22,7 @@ from imcore.streams.calls.message_calls import AckTarget
 from imcore.streams.keys import lease
 from imcore.streams.rounds import Pause, Run, Send
 from imcore.streams.transport import perform_step
-from imcore.workers import persist
+from imcore.workers import hand
 from imcore.workers.persist import KIND, Persist
 from tests.helpers.deadline import wait_until
 from tests.helpers.persist_runs import SETTINGS, UIDS, new_persist, packed, raw
@@ -272,7 +272,7 @@ class TestServersAway:
 
     def test_sql_away_halfway_through_a_batch(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given batches of one, and a database that goes away after the first
-        monkeypatch.setattr(persist, "MOST_ROWS", 1)
+        monkeypatch.setattr(hand, "MOST_ROWS", 1)
         database = Flaky(chat.system.database)
         worker = new_persist(chat.system.client, database, SETTINGS)
         chat.create_group("g")
@@ -313,7 +313,7 @@ class TestServersAway:
         chat.create_group("g", ["ann"])
         chat.send("g", "one", sender_uid="ann")
         with monkeypatch.context() as patch:
-            lose_answers(patch, "im_read" if failing == "XREADGROUP" else failing)
+            lose_answers(patch, failing)
             with pytest.raises(RedisUnavailable):
                 worker.step()
 
@@ -341,7 +341,7 @@ class TestServersAway:
         chat.create_group("g", UIDS)
         chat.send("g", "one", sender_uid="ann")
         slow = new_persist(chat.system.client, chat.system.database, replace(SETTINGS, lease_ms=1))
-        slow._in_hand = slow._journal.read()
+        slow._take()
         raw(chat).delete(lease(KIND, 1))
         other = new_persist(chat.system.client, chat.system.database, SETTINGS)
         drain(other)

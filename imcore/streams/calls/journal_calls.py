@@ -50,19 +50,16 @@ def create_group(space: Keyspace, partition: int, kind: str) -> Call[bool]:
     return Call("im_create_consumer_group", (space.journal(partition),), (kind,), bool, writes=True)
 
 
-def read(space: Keyspace, partition: int, kind: str, consumer: str, *, start: str, count: int) -> Call[list[RawEntry]]:
-    """Read entries without waiting: NEW ones, or open ones of the consumer after an id (FIRST: all)."""
-    return Call("im_read", (space.journal(partition),), (kind, consumer, start, count), _raw_entries, writes=True)
-
-
-def wait(
-    space: Keyspace, partition: int, kind: str, consumer: str, *, count: int, block_ms: int
+def read(
+    space: Keyspace, partition: int, kind: str, consumer: str, *, count: int, start: str = NEW, block_ms: int = 0
 ) -> Call[list[RawEntry]]:
-    """Read new entries of one partition, waiting for the first.
+    """Read entries: NEW ones, waiting up to `block_ms` for the first; or open ones after an id (FIRST: all).
 
-    As a call, since the driver of a cluster would ask any node which word of this command is a key.
+    As a plain command, since a function takes the server twice the time, and as a call, since the driver of a cluster
+    would ask any node which word of this command is a key.
     """
-    options = ("COUNT", count, "BLOCK", block_ms, "STREAMS", space.journal(partition), NEW)
+    block = ("BLOCK", block_ms) if block_ms else ()
+    options = ("COUNT", count, *block, "STREAMS", space.journal(partition), start)
     return Call("", (), ("XREADGROUP", "GROUP", kind, consumer, *options), _of_one_stream, writes=True)
 
 

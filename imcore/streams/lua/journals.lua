@@ -37,17 +37,6 @@ define('im_create_consumer_group', ALLOW_OOM, function(keys, args)
   return string.find(tostring(answer['err']), 'BUSYGROUP', 1, true) and 0 or answer
 end)
 
--- im_read: entries of a journal for a consumer, without waiting.
--- Keys: journal. Arguments: kind, consumer, '>' for new entries or, for open ones of this consumer, the id to start after, count.
--- Answer: entries; an open one that was deleted from the journal has no fields.
-define('im_read', ALLOW_OOM, function(keys, args)
-  local streams = redis.call('XREADGROUP', 'GROUP', args[1], args[2], 'COUNT', args[4], 'STREAMS', keys[1], args[3])
-  if not streams or not streams[1] then
-    return {}
-  end
-  return type(streams[1]) == 'table' and streams[1][2] or streams[2]  -- fakeredis answers {key, entries} without a list around
-end)
-
 -- im_done: confirm entries. A worker that has published receipts reports the counts, unless others have confirmed all entries.
 -- Keys: journal, failures, coalescing. Arguments: kind, how many ids follow, these, and optionally the arguments of
 -- `add_coalescing`. Answer: how many of them were still open.

@@ -61,6 +61,8 @@ class Audience:
             return [("receipts", event.sessions[0].uid, time.time(), told)]
         if isinstance(event, Joined):
             return [("joined", session.tag, event.gid, _begin_of(session, event.gid)) for session in event.sessions]
+        if hasattr(event, "after_msgid"):  # what came after that message is taken back
+            return [("rewound", event.gid, event.after_msgid, tags)]
         return [(type(event).__name__, tags)]
 
 

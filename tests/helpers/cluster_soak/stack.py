@@ -16,8 +16,8 @@ from imcore.settings import Settings
 from tests.helpers.cluster_soak.shards import Shards
 from tests.helpers.processes import PythonProcess, WorkerProcess
 
-HEARTBEAT_MS = 500
-ONLINE_MS = 2000
+HEARTBEAT_MS = 2000
+ONLINE_MS = 6000
 LEASE_MS = 1000
 PARTITIONS = 8
 WORKERS = ("persist", "persist", "receipts", "receipts")
@@ -32,7 +32,7 @@ class Sizes:
     readers: int = 4
     gateways: int = 2
     storms: int = 2
-    pause_s: float = 0.4
+    pause_s: float = 0.6
 
 
 @dataclass

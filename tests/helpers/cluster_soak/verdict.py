@@ -71,7 +71,15 @@ class Heard:
     uid: str = ""
     begins: dict[str, str | None] = field(default_factory=dict)
     msgids: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    rewinds: Counter[str] = field(default_factory=Counter)
+    """How often something was taken back, by gid."""
     others: Counter[str] = field(default_factory=Counter)
+
+    def rewind(self, gid: str, after: str | None) -> None:
+        """Forget what was handed over after a message, all if there is none: it was taken back."""
+        last = msgids.pack(after) if after else 0
+        self.msgids[gid] = [msgid for msgid in self.msgids[gid] if msgids.pack(msgid) <= last]
+        self.rewinds[gid] += 1
 
 
 @dataclass
@@ -95,22 +103,35 @@ class Sessions:
 
     def _add(self, record: list[Any], own: dict[int, Heard], told_at: dict[tuple[str, str], float]) -> None:
         match record:
-            case ["begun", number, uid, begins]:
-                own[number].uid = uid
-                own[number].begins.update(begins)
-            case ["joined", number, gid, after]:
-                own[number].begins[gid] = after
-            case ["message", gid, msgid, _, _, numbers]:
-                for number in numbers:
-                    own[number].msgids[gid].append(msgid)
             case ["receipts", _, at, receipts]:
                 for gid, msgid, read, unread in receipts:
                     if at >= told_at.get((gid, msgid), 0.0):
                         told_at[gid, msgid] = at
                         self.tallies[gid, msgid] = read, unread
-            case [kind, numbers]:
+            case ["begun" | "joined", *values]:
+                _begin(own, *values)
+            case [kind, *values, numbers]:
                 for number in numbers:
-                    own[number].others[kind] += 1
+                    _hear(own[number], kind, *values)
+
+
+def _begin(own: dict[int, Heard], number: int, who_or_gid: str, begins: dict[str, str | None] | str | None) -> None:
+    session = own[number]
+    if isinstance(begins, dict):
+        session.uid = who_or_gid
+        session.begins.update(begins)
+    else:
+        session.begins[who_or_gid] = begins
+
+
+def _hear(session: Heard, kind: str, *values: Any) -> None:
+    match kind, *values:
+        case "message", gid, msgid, _, _:
+            session.msgids[gid].append(msgid)
+        case "rewound", gid, after:
+            session.rewind(gid, after)
+        case _:
+            session.others[kind] += 1
 
 
 def stored_messages(chat: Chat, gid: str) -> list[ModelMessage]:
@@ -126,17 +147,28 @@ def faults_of_messages(gid: str, messages: list[ModelMessage], told: Told) -> li
     faults = []
     if [message.seq for message in messages] != list(range(1, len(messages) + 1)):
         faults.append(f"{gid}: the seqs are not dense")
-    counts = Counter(message.client_msgid for message in messages)
-    faults += [f"{gid}: {cid} is stored {times} times" for cid, times in counts.items() if times > 1]
     for message in messages:
         intent = told.intents.get(message.client_msgid or "")
         if intent is None or (message.sender_uid, message.content) != (intent.uid, content_of(intent.client_msgid)):
             faults.append(f"{gid}: nobody has sent {message}")
-    stored = {message.client_msgid: message.msgid for message in messages}
+    stored = msgids_by_client(messages)
     for client_msgid, msgid in told.confirmed:
-        if told.intents[client_msgid].gid == gid and stored.get(client_msgid) != msgid:
+        if told.intents[client_msgid].gid == gid and msgid not in stored.get(client_msgid, ()):
             faults.append(f"{gid}: {client_msgid} was confirmed as {msgid} and is {stored.get(client_msgid)}")
     return faults
+
+
+def doubles_of(messages: list[ModelMessage]) -> dict[str | None, list[str]]:
+    """Return the msgids of the messages of a group that are stored more than once, by client_msgid."""
+    return {cid: own for cid, own in msgids_by_client(messages).items() if len(own) > 1}
+
+
+def msgids_by_client(messages: list[ModelMessage]) -> dict[str | None, list[str]]:
+    """Return the msgids of messages by their client_msgid."""
+    stored: dict[str | None, list[str]] = defaultdict(list)
+    for message in messages:
+        stored[message.client_msgid].append(message.msgid)
+    return stored
 
 
 class Deliveries(NamedTuple):
@@ -146,17 +178,22 @@ class Deliveries(NamedTuple):
     ghosts: set[str]
     """The msgids of pushed messages that no server has."""
     handed: int
+    returns: int
+    """How often a session went back, since messages that its server had lost came back before where it was."""
+    unheard: int
+    """How many of these, sent by a session's own user, it was not handed: it goes back to the offset of its user, which
+    a send moves, too."""
 
 
-def deliveries_of(gid: str, messages: list[ModelMessage], sessions: Iterable[Heard]) -> Deliveries:
+def deliveries_of(gid: str, messages: list[ModelMessage], sessions: Iterable[Heard], *, came_back: bool) -> Deliveries:
     """Hold what each session was handed against what is stored: from its begin on, each once, in order, no holes.
 
-    A session that a kill has ended may lack the end.
+    A session that a kill has ended may lack the end. Where lost messages came back it may have returned: to them and to
+    what follows, in order again.
     """
-    stored = [message.msgid for message in messages]
-    place = {msgid: number for number, msgid in enumerate(stored)}
-    packed = [msgids.pack(msgid) for msgid in stored]
-    faults, ghosts, handed = [], set(), 0
+    place = {message.msgid: number for number, message in enumerate(messages)}
+    packed = [msgids.pack(message.msgid) for message in messages]
+    faults, ghosts, handed, returns, unheard = [], set(), 0, 0, 0
     for session in sessions:
         heard = session.msgids.get(gid, [])
         ghosts.update(msgid for msgid in heard if msgid not in place)
@@ -166,22 +203,38 @@ def deliveries_of(gid: str, messages: list[ModelMessage], sessions: Iterable[Hea
             faults += [f"{gid}: {session.uid} was handed messages of a group that has not begun"] if heard else []
             continue
         first = _first_after(session.begins[gid], packed)
-        if real != list(range(first, first + len(real))):
-            faults.append(f"{gid}: {session.uid} began at {first} and was handed {_in_short(real, first)}")
-    return Deliveries(faults, ghosts, handed)
+        if session.rewinds[gid]:
+            first = min([first, *real])  # it may have gone back before its begin
+        runs = _runs(real)
+        missing = set(range(first, max(real, default=first - 1) + 1)) ^ set(real)
+        if came_back and all(messages[number].sender_uid == session.uid for number in missing):
+            returns += len(runs) - 1
+            unheard += len(missing)
+        elif missing or len(runs) > 1:
+            faults.append(f"{gid}: {session.uid} began at {first} and was handed {_in_short(runs)}")
+    return Deliveries(faults, ghosts, handed, returns, unheard)
+
+
+def _runs(places: list[int]) -> list[list[int]]:
+    """Split a list of places wherever it does not grow."""
+    runs: list[list[int]] = [[]]
+    for place in places:
+        if runs[-1] and place <= runs[-1][-1]:
+            runs.append([])
+        runs[-1].append(place)
+    return runs
+
+
+def _in_short(runs: list[list[int]]) -> str:
+    """Say where places leave the order: where each run begins and ends, and what it leaves out."""
+    return "; ".join(
+        f"{run[0]} to {run[-1]} without {sorted(set(range(run[0], run[-1])) - set(run))}" for run in runs if run
+    )
 
 
 def _first_after(begin: str | None, packed: list[int]) -> int:
     """Return the place of the first message after a begin, which may be a ghost that the user had acked."""
     return 0 if begin is None else bisect_right(packed, msgids.pack(begin))
-
-
-def _in_short(places: list[int], first: int) -> str:
-    """Say where a list of places leaves the order."""
-    for number, at in enumerate(places):
-        if at != first + number:
-            return f"{places[max(0, number - 3) : number + 6]} around its {number}-th of {len(places)}"
-    return "nothing wrong"
 
 
 def group_of(messages: list[ModelMessage], offsets: dict[str, str | None]) -> ModelGroup:
