@@ -38,8 +38,11 @@ local TERM_AGE = 86400000 * PER_MS
 -- Of a process without a term, and of an unknown one ('-'), only this is known: they part where one of the terms of the last day
 -- began. For an unknown one the first term is none: it is where the group begins.
 local function parting(meta, stream, packed, process_of, last, trimmed)
+  if packed <= trimmed or packed == last then
+    return nil
+  end
   local id = unpack_id(packed)
-  if packed <= trimmed or packed <= last and redis.call('XRANGE', stream, id, id)[1] then
+  if packed < last and redis.call('XRANGE', stream, id, id)[1] then
     return nil
   end
   local point = packed > last and last or nil
