@@ -9,10 +9,14 @@ from imcore.admin.acl import USERS
 from imcore.errors import ConfigurationError, ImError
 from imcore.settings import Settings
 from imcore.streams.client import RedisClient, open_client
-from imcore.streams.redis_errors import address, driver_errors
-from imcore.streams.rounds import Client
+from imcore.streams.cluster import Cluster
+from imcore.streams.cluster_rounds import ask_primaries
+from imcore.streams.redis_errors import LostNodeError, address, driver_errors
+from imcore.streams.rounds import OTHERS_S, Client
 from imcore.streams.server_info import OLDEST, ServerInfo, servers_of, user_of
+from imcore.streams.transport import perform_step
 from imcore.util.batches import grouped
+from imcore.util.steps import perform
 
 _TIMEOUT_S = 2.0
 _COUNTED_BYTES = 1_048_576
@@ -99,6 +103,7 @@ def _servers(
     holds: Literal["chat", "jobs"], client: Client, at: str, warnings_of: Callable[[ServerInfo], Iterable[str]]
 ) -> list[ServerSettings]:
     may_ask_config = user_of(client) not in USERS  # the roles of `im acl` may not
+    silent = _silent_in(client) if isinstance(client, Cluster) else ()
     return [
         ServerSettings(
             holds=holds,
@@ -112,8 +117,15 @@ def _servers(
             run_id=info.run_id,
             warnings=tuple(warnings_of(info)),
         )
-        for info in servers_of(client, asks_config=may_ask_config)
+        for info in servers_of(client, asks_config=may_ask_config, silent=silent)
     ]
+
+
+def _silent_in(client: Cluster) -> set[str]:
+    """Return the names of the primaries that do not answer; none if nobody answers."""
+    answers = perform(ask_primaries(client, ("PING",), OTHERS_S), perform_step)
+    silent = {name for name, answer in answers.items() if isinstance(answer, LostNodeError)}
+    return silent if len(silent) < len(answers) else set()
 
 
 def _chat_warnings(info: ServerInfo) -> Iterator[str]:

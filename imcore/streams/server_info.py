@@ -1,6 +1,6 @@
 """The version and role of a server, and those of its settings that promises depend on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +9,6 @@ import redis
 from redis.exceptions import ResponseError
 
 from imcore.streams.cluster import Cluster
-from imcore.streams.cluster_rounds import ask_primaries
-from imcore.streams.redis_errors import LostNodeError
-from imcore.streams.rounds import OTHERS_S
-from imcore.streams.transport import perform_step
-from imcore.util.steps import perform
 
 OLDEST: Mapping[str, tuple[int, int]] = {"Valkey": (7, 2), "Redis": (7, 0)}
 """The oldest versions that have all that imcore needs, by the name of the server."""
@@ -57,22 +52,16 @@ class ServerInfo:
         return is_older(self, OLDEST[self.server or "Redis"])
 
 
-def servers_of(client: "redis.Redis | Cluster", *, asks_config: bool = True) -> Iterator[ServerInfo]:
+def servers_of(
+    client: "redis.Redis | Cluster", *, asks_config: bool = True, silent: Collection[str] = ()
+) -> Iterator[ServerInfo]:
     """Yield the information of a server, or of each primary of a cluster. Raise what the driver raises.
 
     What a user has no right to ask is unknown: that is no error. But the server logs it, so leave out CONFIG GET for
-    a user who is known to have no right to it. Unknown is also all of a node that is silent, unless all are.
+    a user who is known to have no right to it. Nodes that are known to be `silent`, by name, are not asked.
     """
-    silent = _silent_in(client) if isinstance(client, Cluster) else set()
     for name, node in primaries_of(client):
         yield ServerInfo(node=name) if name in silent else info_of(node, name, asks_config=asks_config)
-
-
-def _silent_in(client: Cluster) -> set[str]:
-    """Return the names of the primaries that do not answer; none if nobody answers."""
-    answers = perform(ask_primaries(client, ("PING",), OTHERS_S), perform_step)
-    silent = {name for name, answer in answers.items() if isinstance(answer, LostNodeError)}
-    return silent if len(silent) < len(answers) else set()
 
 
 def primaries_of(client: "redis.Redis | Cluster") -> Iterator[tuple[str, redis.Redis]]:

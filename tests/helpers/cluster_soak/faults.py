@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from tests.helpers.cluster_soak.shards import NODE_TIMEOUT_MS, ShardNode
@@ -23,9 +23,9 @@ class Faults:
     def __init__(self, soak: ClusterSoak, chance: random.Random) -> None:
         self._soak, self._shards, self._chance = soak, soak.shards, chance
 
-    def strike(self, count: int, only: str = "") -> None:
+    def strike(self, count: int, only: str = "", without: Collection[str] = ()) -> None:
         """Let so many things happen, of each kind one at least if they are enough; or `only` those of a kind."""
-        known = [kind for kind in FAULTS if only in kind]
+        known = [kind for kind in FAULTS if only in kind and kind not in without]
         kinds = self._chance.sample(known, len(known))
         kinds += self._chance.choices(known, k=max(0, count - len(kinds)))
         for kind in kinds[:count]:
