@@ -218,7 +218,7 @@ class CatchUp:
             if concerns_all(error):
                 raise
             return error
-        if lost in stored:
+        if lost in stored and (not cursor.is_pushed or stored[lost].seq == cursor.seq):
             cursor.process = ""
             self.behind.add([cursor])
         else:

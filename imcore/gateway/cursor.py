@@ -41,11 +41,13 @@ class Cursor:
     process: str = ""
     proof: int | None = None
     """The packed msgid that `handed` has; None: `msgid`."""
+    is_pushed: bool = False
+    """Whether the newest message was pushed: then `process` has stored it, too."""
 
     @property
     def handed(self) -> HandedMessage | None:
         msgid = self.proof or self.msgid
-        return HandedMessage(msgid, self.process) if msgid and self.process else None
+        return HandedMessage(msgid, self.process, self.is_pushed) if msgid and self.process else None
 
     @property
     def resume_point(self) -> ResumePoint | None:
@@ -65,7 +67,7 @@ class Cursor:
         if self.behind or self.seq is None:
             return False
         if seq == self.seq + 1 and process == self.process:
-            self.msgid, self.seq, self.proof = msgid, seq, None
+            self.msgid, self.seq, self.proof, self.is_pushed = msgid, seq, None, True
             return True
         self.behind = process != self.process or not self._has(msgid)
         return False
@@ -75,7 +77,7 @@ class Cursor:
 
         If messages that Redis had lost came back before this point, the cursor returns to the offset: `msgid` is None.
         """
-        self.most, self.process = None, pulled.process
+        self.most, self.process, self.is_pushed = None, pulled.process, False
         if self._has_missed(pulled, page):
             self.msgid = self.seq = self.proof = None
             return []

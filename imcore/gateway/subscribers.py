@@ -53,7 +53,8 @@ class GroupSubscribers:
         msgid, seq, handed = resume_point or (None, None, None)
         cursor = Cursor(self.gid, msgid, seq, session.most)
         if handed:
-            cursor.process, cursor.proof = handed.process, None if handed.msgid == msgid else handed.msgid
+            cursor.process, cursor.is_pushed = handed.process, handed.is_pushed
+            cursor.proof = None if handed.msgid == msgid else handed.msgid
         session.cursors[self.gid] = cursor
         self._sessions[cursor] = {session: None}
         return self._index(cursor)

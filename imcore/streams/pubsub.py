@@ -164,7 +164,9 @@ def subscription_errors(where: str, node: str = "") -> Iterator[None]:
             try:
                 yield
             except LOST as error:
-                raise (LostNodeError(node, error) if node else error) from error
+                if node:
+                    raise LostNodeError(node, error) from error
+                raise
     except (ConfigurationError, RedisUnavailable):
         raise
     except ImError as error:  # MOVED, for one

@@ -113,10 +113,14 @@ UNKNOWN = "-"
 
 
 class HandedMessage(NamedTuple):
-    """A message (packed msgid) that clients were handed, and the server's process that gave it; it may be UNKNOWN."""
+    """A message (packed msgid) that clients were handed, and the server's process that gave it; it may be UNKNOWN.
+
+    `is_pushed`: this process has stored it, too. Another one may have given its msgid to another message.
+    """
 
     msgid: int
     process: str
+    is_pushed: bool = False
 
 
 def send(space: Keyspace, gid: str, drafts: Sequence[Draft], idempotency_ms: int) -> Call[list[SendResult | ImError]]:
@@ -262,7 +266,10 @@ def pull(
 
 def with_check(pull: Call[PullResult], handed: HandedMessage | None) -> Call[PullResult]:
     """Let a pull also say where to begin again, if the server does not have a message that was handed over."""
-    return pull._replace(args=(*pull.args[:4], *handed, *pull.args[6:])) if handed else pull
+    if handed is None:
+        return pull
+    process = f"={handed.process}" if handed.is_pushed else handed.process
+    return pull._replace(args=(*pull.args[:4], handed.msgid, process, *pull.args[6:]))
 
 
 def _left_out(after: bytes, first: bytes, keep: bytes | None = None) -> LeftOut:

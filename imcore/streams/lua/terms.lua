@@ -33,20 +33,37 @@ end
 
 local TERM_AGE = 86400000 * PER_MS
 
+-- Whether the message with a msgid (packed) that is here is not the one that a process has stored: each gives its own msgids, and two
+-- may give the same one in the same millisecond.
+local function is_of_another(terms, packed, process_of)
+  for _, term in ipairs(terms) do
+    local name, first = string.match(term or '', '^(%d+) %d+ (%d+)$')
+    if name and tonumber(first) <= packed then
+      return name ~= process_of
+    end
+  end
+  return false
+end
+
 -- Where what a client was handed and what is here part, if a message (packed) is not here that a process has handed it: after the
--- newest message that both have. Nil if the message is here, or was trimmed, or if nothing can have been lost.
+-- newest message that both have. Nil if the message is here, or was trimmed, or if nothing can have been lost. With `=` before
+-- its name the process has stored the message, too.
 -- Of a process without a term, and of an unknown one ('-'), only this is known: they part where one of the terms of the last day
 -- began. For an unknown one the first term is none: it is where the group begins.
-local function parting(meta, stream, packed, process_of, last, trimmed)
-  if packed <= trimmed or packed == last then
+local function parting(meta, stream, packed, handed_by, last, trimmed)
+  if packed <= trimmed then
     return nil
   end
-  local id = unpack_id(packed)
-  if packed < last and redis.call('XRANGE', stream, id, id)[1] then
-    return nil
+  local has_stored, process_of = string.match(handed_by, '^(=?)(.*)$')
+  local terms = redis.call('HMGET', meta, unpack(TERMS))
+  if has_stored == '' or not is_of_another(terms, packed, process_of) then
+    local id = unpack_id(packed)
+    if packed == last or packed < last and redis.call('XRANGE', stream, id, id)[1] then
+      return nil
+    end
   end
   local point = packed > last and last or nil
-  for _, term in ipairs(redis.call('HMGET', meta, unpack(TERMS))) do
+  for _, term in ipairs(terms) do
     local name, before, first = string.match(term or '', '^(%d+) (%d+) (%d+)$')
     if not name or name == process_of then
       return point

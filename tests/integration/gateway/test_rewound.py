@@ -7,6 +7,8 @@ from imcore import msgid as msgids
 from imcore.device.device import Device
 from imcore.device.local_database import LocalDatabase, path_of
 from imcore.settings import Settings
+from imcore.streams.calls import message_calls
+from imcore.streams.calls.message_calls import HandedMessage
 from tests.helpers.devices import texts
 from tests.helpers.gateways import Audience, kill_connections
 from tests.helpers.lost_messages import after, process, push, restart
@@ -167,3 +169,24 @@ def test_a_device_forgets_at_its_login_what_no_server_has(chat: Chat, settings: 
         assert texts(local) == ["first", "second", "my own"]
         assert [message.content for message in chat.history("bob", "team").messages] == texts(local)
         assert local.waiting() == []
+
+
+def test_a_msgid_that_two_processes_have_given_is_that_of_two_messages(chat: Chat) -> None:
+    # Given a message before a restart, and one after it
+    client, former = chat.system.client, process(chat)
+    [first] = say(chat, "first")
+    restart(chat)
+    [second] = say(chat, "second")
+
+    def parts_at(msgid: str, by: str, *, is_pushed: bool = True) -> str | None:
+        handed = HandedMessage(msgids.pack(msgid), by, is_pushed)
+        pull = message_calls.pull(client.space, "team", ["bob"], after=handed.msgid, count=1, most_bytes=1)
+        found = client.call(message_calls.with_check(pull, handed)).parts_at
+        return None if found is None else msgids.unpack(found)
+
+    # The former process may have given the second msgid, too, as the replaced primary that it is by now
+    assert parts_at(second.msgid, former) == first.msgid
+    # Whoever only hands messages over may have them from another
+    assert parts_at(second.msgid, former, is_pushed=False) is None
+    assert parts_at(second.msgid, process(chat)) is None
+    assert parts_at(first.msgid, former) is None
