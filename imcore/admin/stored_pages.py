@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 from imcore import msgid as msgids
 from imcore.sql.history import Identities
 from imcore.streams import wire
+from imcore.streams.calls import message_calls
 from imcore.streams.keys import SEPARATOR
 from imcore.system import System
 
 PAGE = 2000
-_FIRST_PAGE = 100
-_PAGE_BYTES = 1 << 20
-"""The server answers nobody while it reads a page: the next one has as many entries as should have this many bytes."""
+"""The most messages of a page. Long ones are fewer: the server answers nobody while it reads a page."""
 
 
 class StoredPage(NamedTuple):
@@ -33,22 +32,20 @@ class StreamStart:
     def __init__(self, system: System, gid: str) -> None:
         self._system = system
         self._gid = gid
-        self._stream = system.client.space.group(gid).stream
-        self._count = min(_FIRST_PAGE, PAGE)
 
     def page(self) -> StoredPage | None:
         """Return the first messages. Return None if there are none, or if SQL may lack one of them."""
-        [entries] = self._system.client.query_many([("XRANGE", self._stream, "-", "+", "COUNT", self._count)])
+        client = self._system.client
+        page = client.call(message_calls.entries(client.space, self._gid, "-", "+", PAGE))
         try:
-            return self._stored(entries) if entries else None
+            return self._stored(page.entries) if page.entries else None
         except (IndexError, ValueError):  # an entry is no message
             return None
 
     def _stored(self, entries: Sequence[Any]) -> StoredPage | None:
         columns = wire.columns_of([wire.values_of(fields) for _, fields in entries])
-        self._count = max(1, min(PAGE, len(entries) * _PAGE_BYTES // columns.size))
         packed = [msgids.pack_id(entry_id) for entry_id, _ in entries]
-        texts = (SEPARATOR.encode().join(each).decode() for each in columns[:3])
+        texts = (SEPARATOR.encode().join(each).decode() for each in columns)
         in_redis = Identities(SEPARATOR.join(map(str, packed)), *texts)
         if in_redis.senders.count(SEPARATOR) != len(packed) - 1:
             return None

@@ -143,12 +143,11 @@ def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
 
 
 class Columns(NamedTuple):
-    """What tells messages apart, of each of them. `size`: of all their texts, in bytes."""
+    """What tells messages apart, of each of them."""
 
     seqs: list[bytes]
     senders: list[bytes]
     spans: list[bytes]
-    size: int
 
 
 def columns_of(entries: Sequence[list[bytes]]) -> Columns:
@@ -156,11 +155,10 @@ def columns_of(entries: Sequence[list[bytes]]) -> Columns:
     for values in entries:
         if len(values) > _EXTRA or values[_SENT]:
             message_row("", 0, values)
-    texts = [values[_TEXT] for values in entries]
-    b"\n".join(texts).decode()
+    b"\n".join([values[_TEXT] for values in entries]).decode()
     b"\n".join([values[_CID] for values in entries]).decode()
     seqs, senders, spans = ([values[place] for values in entries] for place in (_SEQ, _UID, _SPAN))
-    return Columns(seqs, senders, spans, sum(map(len, texts)) + len(entries))
+    return Columns(seqs, senders, spans)
 
 
 def _whole(raw: bytes) -> int:

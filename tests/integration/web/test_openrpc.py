@@ -11,6 +11,8 @@ import pytest
 from imcore import Chat
 from imcore.model.values import Receipt
 from tests.helpers.deadline import wait_until
+from tests.helpers.gateways import kill_connections
+from tests.helpers.lost_messages import after, process, push
 from tests.helpers.web import token
 from tests.helpers.web_server import WebClient, WebServer
 from tests.helpers.workers import deliver_receipts
@@ -130,6 +132,10 @@ def test_each_notification_is_as_the_document_says(web: WebServer, chat: Chat, g
             chat.ack("bob", gid, msgid)
             chat.ack("ann", gid, msgid)
             deliver_receipts(chat)
+            # A message that the server loses, as a failover may lose it
+            push(chat, after(chat.history("ann", gid).messages[-1], "lost"), process(chat))
+            await ann.until(lambda: "lost" in ann.contents(gid))
+            kill_connections(chat.system.client.driver, "pubsub")
             await ann.until(lambda: {each["method"] for each in ann.told} == known.keys() or ann.closed, timeout_s=60)
             assert {each["method"] for each in ann.told} == known.keys()
             for each in ann.told:
