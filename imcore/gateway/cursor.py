@@ -51,7 +51,7 @@ class Cursor:
 
     @property
     def resume_point(self) -> ResumePoint | None:
-        """Where its sessions would resume; None for the user's ack offset."""
+        """The point at which its sessions would resume; None for the user's ack offset."""
         return None if self.msgid is None else ResumePoint(self.msgid, self.seq, self.handed)
 
     @property

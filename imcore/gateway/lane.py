@@ -47,7 +47,7 @@ class LiveLane:
     """
 
     patience_s: float | None = None
-    """How long a close waits for sessions that are being opened."""
+    """The time in seconds that a close waits for sessions that are being opened. None: it waits to their end."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 0.2
-"""How long the others wait for a lane that does not answer."""
+"""The time for which the others wait for a lane that does not answer."""
 _CLOSING_S = 0.5
 
 

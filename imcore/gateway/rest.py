@@ -1,4 +1,4 @@
-"""How long a driver of the core waits at most, and for how long it leaves a database alone that has failed."""
+"""The longest wait of a driver of the core, and the time for which it leaves a database alone that has failed."""
 
 import time
 from collections.abc import Iterator

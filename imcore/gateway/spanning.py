@@ -30,7 +30,7 @@ class SpanningCore:
         self.erased: list[Session] = []
         """Of users that were erased, as the caller was told: they have to end in all lanes."""
         self._taken: list[int] = []
-        """How many events each core has given last."""
+        """The number of events that each core has given last."""
 
     @property
     def ack_calls(self) -> int:

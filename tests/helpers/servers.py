@@ -4,8 +4,8 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,21 @@ class RunningServer:
             client.flushall()
             client.function_flush("SYNC")
 
+    @property
+    def port(self) -> int:
+        """The port of a cluster's node. It has to answer."""
+        with redis.Redis.from_url(self.url) as client:
+            return int(client.config_get("port")["port"])
+
+    @contextmanager
+    def halted(self) -> Iterator[None]:
+        """Stop the process in a `with`: the system goes on accepting connections to it."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
     def stop(self) -> None:
         """End it; what an append-only file should hold is in it."""
         self.server.stop()
@@ -53,6 +68,11 @@ class RunningCluster:
 
     url: str
     nodes: Sequence[RunningServer]
+
+    @property
+    def url_of_all(self) -> str:
+        """A URL that names all nodes. They have to answer."""
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
 
     def flush(self) -> None:
         """Empty every node, functions included."""

@@ -5,12 +5,10 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import redis
 
 from imcore import Chat
 from imcore.settings import Settings
@@ -20,7 +18,7 @@ from imcore.streams.cluster import server_of
 from imcore.streams.keys import CONFIG
 from imcore.system import System
 from tests.helpers.cli import im, let_commands_use
-from tests.helpers.servers import RunningCluster, require_server, start_cluster
+from tests.helpers.servers import RunningCluster, RunningServer, require_server, start_cluster
 from tests.helpers.web_server import WebClient, WebServer
 
 SOON_S = 4.0
@@ -39,8 +37,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster
 def settings(running: RunningCluster, tmp_path: Path) -> Settings:
     """Settings for an empty cluster, whose URL names all nodes."""
     running.flush()
-    url = "redis+cluster://" + ",".join(f"127.0.0.1:{_port(node.url)}" for node in running.nodes)
-    return Settings.from_env({}, data_dir=str(tmp_path), redis_url=url)
+    return Settings.from_env({}, data_dir=str(tmp_path), redis_url=running.url_of_all)
 
 
 @pytest.fixture
@@ -59,34 +56,21 @@ def chat(settings: Settings) -> Iterator[Chat]:
 class Halves:
     """The groups by the node that one stops: those of the others, and its own."""
 
-    pid: int
+    node: RunningServer
     sound: set[str]
     silent: set[str]
     partitions: tuple[int, ...]
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        os.kill(self.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(self.pid, signal.SIGCONT)
 
 
 @pytest.fixture(params=range(3))
 def halves(request: pytest.FixtureRequest, running: RunningCluster, chat: Chat) -> Halves:
     node, space = running.nodes[request.param], chat.system.client.space
-    port = _port(node.url)
+    port = node.port
     partitions = tuple(p for p in range(space.partitions) if _port_of_key(chat, space.journal(p)) == port)
     assert 0 < len(partitions) < space.partitions
     gids = set(chat.groups_of("ann"))
     silent = {gid for gid in gids if space.partition_of(gid) in partitions}
-    return Halves(node.pid, gids - silent, silent, partitions)
-
-
-def _port(url: str) -> int:
-    with redis.Redis.from_url(url) as client:
-        return int(client.config_get("port")["port"])
+    return Halves(node, gids - silent, silent, partitions)
 
 
 def _port_of_key(chat: Chat, key: str) -> int:
@@ -94,7 +78,7 @@ def _port_of_key(chat: Chat, key: str) -> int:
 
 
 def test_unread_and_the_inbox_say_what_is_missing(settings: Settings, chat: Chat, halves: Halves) -> None:
-    with halves.stopped():
+    with halves.node.halted():
         begun = time.monotonic()
         # A client that is there, and one that begins now
         with Chat.connect(settings=settings) as new:
@@ -115,7 +99,7 @@ def test_unread_and_the_inbox_say_what_is_missing(settings: Settings, chat: Chat
 def test_commands_show_what_there_is_and_fail(
     settings: Settings, halves: Halves, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with halves.stopped():
+    with halves.node.halted():
         for command in ("unread", "inbox"):
             let_commands_use(System(RedisClient.connect(settings), None, settings), monkeypatch)
             result = im("--json", command, "ann")
@@ -139,7 +123,7 @@ def test_a_socket_begins_with_the_groups_that_answer(
         chat.add_members(gid, [uid_node])
 
     async def story(server: WebServer) -> None:
-        with halves.stopped():
+        with halves.node.halted():
             begun = time.monotonic()
             async with WebClient(server.url, uid_node) as client:
                 # When a client connects that has messages of all groups
@@ -152,7 +136,7 @@ def test_a_socket_begins_with_the_groups_that_answer(
                 assert (await client.call("unread"))[-1] == {"silent": list(halves.partitions)}
                 assert (await client.call("inbox"))[-1]["silent"] == list(halves.partitions)
                 assert time.monotonic() - begun < 2 * SOON_S
-                os.kill(halves.pid, signal.SIGCONT)
+                os.kill(halves.node.pid, signal.SIGCONT)
                 # When the node is back: of each group
                 await client.until(lambda: {each["gid"] for each in client.notices("joined")} == halves.silent)
         async with WebClient(server.url, uid_node) as client:
@@ -167,7 +151,7 @@ def test_a_socket_begins_with_the_groups_that_answer(
 def test_any_node_knows_the_name_of_the_data(settings: Settings, chat: Chat, halves: Halves) -> None:
     name = configuration.dataset(chat.system.client)
     assert name
-    with halves.stopped():
+    with halves.node.halted():
         client = RedisClient.connect(settings)
         begun = time.monotonic()
         assert configuration.dataset(client) == name

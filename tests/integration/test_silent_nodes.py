@@ -1,17 +1,14 @@
 """A node of a cluster that is silent, whichever it is: who needs the others goes on."""
 
 import asyncio
-import os
 import re
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 
 import pytest
-import redis
 
 from imcore import AsyncChat, Chat
 from imcore.errors import ImError, RedisUnavailable
@@ -41,24 +38,13 @@ def settings(running: RunningCluster, tmp_path: Path) -> Settings:
     """Settings for an empty cluster, whose URL names all nodes."""
     running.flush()
     database_url = f"sqlite:///{tmp_path / 'imcore.db'}"
-    url = "redis+cluster://" + ",".join(f"127.0.0.1:{port_of(node)}" for node in running.nodes)
+    url = running.url_of_all
     return Settings.from_env({}, data_dir=str(tmp_path), redis_url=url, database_url=database_url)
-
-
-@contextmanager
-def halted(node: RunningServer) -> Iterator[None]:
-    """Stop the node's process in a `with`: the system goes on accepting connections to it."""
-    os.kill(node.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(node.pid, signal.SIGCONT)
 
 
 @cache
 def port_of(node: RunningServer) -> int:
-    with redis.Redis.from_url(node.url) as client:
-        return int(client.config_get("port")["port"])
+    return node.port
 
 
 def gid_on(client: RedisClient, node: RunningServer, *, elsewhere: bool = False) -> str:
@@ -78,7 +64,7 @@ def test_a_new_client_sends_to_the_nodes_that_answer(settings: Settings, running
     with Chat.connect(settings=settings) as chat:
         gid = gid_on(chat.system.client, running.nodes[silent], elsewhere=True)
         chat.create_group(gid, ["ann", "bob"])
-    with halted(running.nodes[silent]):
+    with running.nodes[silent].halted():
         # When a client begins, which knows nothing of the cluster
         begun = time.monotonic()
         with Chat.connect(settings=settings) as chat:
@@ -95,7 +81,7 @@ def test_a_client_that_begins_with_an_empty_cluster_finds_its_functions_later(
 ) -> None:
     # Given a worker's client that begins while a node is silent
     client = RedisClient.connect(settings)
-    with halted(running.nodes[silent]):
+    with running.nodes[silent].halted():
         client.upgrade()
     # When that node is asked, after it has come back
     with Chat.connect(settings=settings) as chat:
@@ -113,7 +99,7 @@ def test_the_answers_of_others_do_not_wait_for_a_silent_node(
     client = RedisClient.connect(settings)
     client.upgrade()
     queries = [("EXISTS", journal) for journal in client.space.journals()]
-    with halted(running.nodes[silent]):
+    with running.nodes[silent].halted():
         begun = time.monotonic()
         answers = client.query_each(queries, others_s=OTHERS_S)
         took_s = time.monotonic() - begun
@@ -137,7 +123,7 @@ def test_a_call_to_a_silent_node_ends_in_its_time(settings: Settings, running: R
     with Chat.connect(settings=hasty) as chat:
         gid = gid_on(chat.system.client, running.nodes[silent])
         chat.create_group(gid, ["ann", "bob"])
-        with halted(running.nodes[silent]):
+        with running.nodes[silent].halted():
             begun = time.monotonic()
             with pytest.raises(RedisUnavailable, match=f"127.0.0.1:{port_of(running.nodes[silent])}"):
                 chat.send(gid, "hello", sender_uid="ann", client_msgid="c-1")

@@ -174,7 +174,7 @@ class NaiveDesign:
 
     @property
     def server(self) -> redis.Redis:
-        """Where all of it is published: one node, on a cluster."""
+        """The server that publishes everything. On a cluster it is one node."""
         return server_of(self.chat.system.client.driver, self.gid)
 
     def store(self) -> NaiveStore:

@@ -1,4 +1,4 @@
-"""What jobs cost as the data grows: each case prints its sizes.
+"""The cost of jobs as the data grows. Each case prints its sizes.
 
 Each case begins with an empty server and an empty database. Rounds repeat the job, not the filling; a rebuild empties
 the server before each round.

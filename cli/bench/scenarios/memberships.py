@@ -1,4 +1,4 @@
-"""What many memberships cost: bytes and CPU of the servers by partition, idle groups included.
+"""The cost of many memberships: bytes and CPU of the servers by partition, idle groups included.
 
 Compare one run with another of a tenth of its size: what differs does not grow linearly. No worker stores the groups,
 whose journals are emptied: SQL has its own figures.
