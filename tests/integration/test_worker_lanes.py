@@ -3,13 +3,11 @@
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
 import pytest
-import redis
 
 from imcore import Chat
 from imcore.model.values import Draft
@@ -88,15 +86,6 @@ class _Talk:
         return told
 
 
-@contextmanager
-def stopped(node: RunningServer) -> Iterator[None]:
-    os.kill(node.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(node.pid, signal.SIGCONT)
-
-
 def pending(chat: Chat, partitions: Collection[int]) -> set[int]:
     """The partitions among these where `persist` has entries in hand."""
     space, driver = chat.system.client.space, chat.system.client.driver
@@ -104,22 +93,12 @@ def pending(chat: Chat, partitions: Collection[int]) -> set[int]:
 
 
 def partitions_of(chat: Chat, node: RunningServer) -> set[int]:
-    port, space = port_of_node(node), chat.system.client.space
+    port, space = node.port, chat.system.client.space
     return {p for p in range(PARTITIONS) if port_of_key(chat, space.journal(p)) == port}
 
 
 def port_of_key(chat: Chat, key: str) -> int:
     return int(server_of(chat.system.client.driver, key).connection_pool.connection_kwargs["port"])
-
-
-def port_of_node(node: RunningServer) -> int:
-    with closing(redis.Redis.from_url(node.url)) as client:
-        return int(client.config_get("port")["port"])
-
-
-def with_all_nodes(cluster: RunningCluster) -> str:
-    """Return a URL that names all nodes."""
-    return "redis+cluster://" + ",".join(f"127.0.0.1:{port_of_node(node)}" for node in cluster.nodes)
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -138,7 +117,7 @@ def test_a_silent_node_stops_nothing_of_the_others(
 
         # When a node falls silent with work in it
         talk.send(gids, "last")
-        with stopped(node):
+        with node.halted():
             # Then the others' messages are stored and their receipts come, also while the workers look at everything
             begun, turn = time.monotonic(), 0
             while turn < 3 or time.monotonic() < begun + 2 * settings.lease_ms / 1000:
@@ -165,14 +144,14 @@ def test_a_worker_that_begins_while_a_node_is_silent_serves_the_others(
     node, talk = cluster_servers.nodes[number], _Talk(chat)
     silent = partitions_of(chat, node)
     sound = [gid for partition, gid in enumerate(gids) if partition not in silent]
-    settings = replace(settings, redis_url=with_all_nodes(cluster_servers))
-    has_configuration = port_of_node(node) == port_of_key(chat, CONFIG)
+    settings = replace(settings, redis_url=cluster_servers.url_of_all)
+    has_configuration = node.port == port_of_key(chat, CONFIG)
     with start_worker(settings) as former:
         talk.send(gids, "before")
         wait_until(lambda: count(chat.system.database) == talk.sent)
         assert former.end() == 0
     talk.send(sound, "now")
-    with stopped(node), start_worker(settings) as persist, start_worker(settings, "receipts") as receipts:
+    with node.halted(), start_worker(settings) as persist, start_worker(settings, "receipts") as receipts:
         wait_until(partial(talk.is_told, sound, 2 * EACH), 60)
         if not has_configuration:  # else it may be that somebody rebuilds Redis
             wait_until(partial(talk.is_stored, sound, "now"), 60)
@@ -197,7 +176,7 @@ def test_a_choice_for_all_partitions_waits_for_the_silent_one_alone(
         wait_until(lambda: count(chat.system.database) == talk.sent)
 
         # When a user chooses to read in private while a node is silent
-        with stopped(node):
+        with node.halted():
             client.call(policy_calls.set_receipts(client.space, own, uid, is_off=True))
             for turn in range(3):
                 # Then the user's partition goes on
@@ -221,7 +200,7 @@ def test_a_signal_ends_all_lanes_while_one_hangs(
     _Talk(chat).send(gids, "before")
     with start_worker(settings, lease_ms=60_000) as persist:
         wait_until(lambda: count(chat.system.database) == EACH * PARTITIONS)
-        with stopped(node):
+        with node.halted():
             assert persist.end() == 0
             # The names are free where somebody answers: the next process need not wait for the leases to end
             assert [consumers.count_alive(client.query_many, "persist", p) for p in sound] == [0] * len(sound)
