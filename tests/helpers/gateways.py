@@ -4,6 +4,7 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from imcore.streams.rounds import Client
 from tests.helpers.async_driver import before_effects
 
 MOST_S = 20.0
+JUMPS = 5
 
 
 class Audience:
@@ -111,6 +113,18 @@ class Clock:
     def jump(self, seconds: float) -> None:
         """Put the time ahead."""
         self._ahead_s += seconds
+
+    def jump_until(self, audience: Audience, condition: Callable[[], object], seconds: float) -> None:
+        """Put the time ahead until the condition holds, where it may be that once is not enough.
+
+        A jump ends the calls on their way, and what they were for waits anew.
+        """
+        for _ in range(JUMPS):
+            self.jump(seconds)
+            with suppress(AssertionError):
+                audience.until(condition, MOST_S / JUMPS)
+                return
+        audience.until(condition)
 
 
 def nodes_of(client: Client) -> list[Any]:
