@@ -24,7 +24,7 @@ HIGHEST = (1 << 53) - 1
 """The highest packed msgid; the highest of all counts, too."""
 IMPOSSIBLE = HIGHEST + 1
 """Replaces a score that was written by hand and is no packed msgid."""
-_TEXT = re.compile(r"([0-9]{1,15})-([0-9]{1,4})", re.ASCII)
+_TEXT = re.compile(r"(0|[1-9][0-9]{0,14})-(0|[1-9][0-9]{0,3})", re.ASCII)
 _ENTRY_ID = re.compile(r"([0-9]+)-([0-9]+)", re.ASCII)
 
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -42,8 +42,9 @@ def pack(text: str) -> int:
     """
     match = _TEXT.fullmatch(text) if isinstance(text, str) else None
     if match:
-        packed = (int(match[1]) - EPOCH_MS) << COUNTER_BITS | int(match[2])
-        if 0 < packed <= HIGHEST and unpack(packed) == text:
+        counter = int(match[2])
+        packed = (int(match[1]) - EPOCH_MS) << COUNTER_BITS | counter
+        if 0 < packed <= HIGHEST and counter <= _COUNTER_MASK:
             return packed
     raise InvalidInput(f"{reprlib.repr(text)} is not a msgid: {_fault_of(text)}")
 

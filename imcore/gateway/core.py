@@ -307,8 +307,9 @@ class Core:
                 self._fetch_missed(owner)
 
     def _handle_push(self, owner: ChannelOwner | None, kind: bytes, fields: list[bytes]) -> None:
-        if isinstance(owner, GroupSubscribers) and kind in _MESSAGES:
-            self._catch_up.pushed(owner, _MESSAGES[kind](fields))
+        if isinstance(owner, GroupSubscribers) and kind in wire.MESSAGE_KINDS:
+            for message in wire.pushed_messages(kind, fields):
+                self._catch_up.pushed(owner, message)
         elif isinstance(owner, Inbox):
             self._handle_notice(owner, kind, fields)
         elif owner:
@@ -335,4 +336,3 @@ class Core:
 
 
 _MEMBERSHIPS = {b"j", b"l"}
-_MESSAGES = {b"m": wire.pushed_message, b"r": wire.pushed_recall}

@@ -46,8 +46,10 @@ def require(kind: Durable, gid: str) -> Effects[None]:
 
 def confirm(kind: Durable, gid: str, messages: list[Message | ImError]) -> Effects[list[Message | ImError]]:
     """Wait until all stored messages are confirmed. A message that is not has NotDurable in its place."""
+    if kind == "none":
+        return messages
     stored = [msgids.pack(message.msgid) for message in messages if isinstance(message, Message)]
-    if kind == "none" or not stored:
+    if not stored:
         return messages
     outcome = iter((yield from ConfirmDurable(kind, gid, stored)))
     return [_checked(kind, message, next(outcome)) if isinstance(message, Message) else message for message in messages]

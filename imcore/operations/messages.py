@@ -113,7 +113,11 @@ def _send(gid: str, drafts: Sequence[Draft], settings: Settings) -> Effects[list
     results = [each for part, answer in zip(parts, answers, strict=True) for each in _each_of(answer, len(part))]
     messages: list[Message | ImError] = []
     for draft, result in zip(drafts, results, strict=True):
-        messages.append(result if isinstance(result, ImError) else (yield from _sent(gid, draft, result)))
+        if isinstance(result, ImError):
+            messages.append(result)
+        else:
+            earlier = (yield from message(gid, msgids.pack(result.msgid))) if result.repeated else None
+            messages.append(_sent(gid, draft, result, earlier))
     return messages
 
 
@@ -136,9 +140,9 @@ def _each_of(answer: Sequence[T | ImError] | ImError, count: int) -> Sequence[T 
     return [answer] * count if isinstance(answer, ImError) else answer
 
 
-def _sent(gid: str, draft: Draft, result: SendResult) -> Effects[Message]:
-    """Return the message that a draft made, now or by an earlier send."""
-    if result.repeated and (earlier := (yield from message(gid, msgids.pack(result.msgid)))):
+def _sent(gid: str, draft: Draft, result: SendResult, earlier: Message | None) -> Message:
+    """Return the message that a draft made, now or by an earlier send: then it is that one, unless it is gone."""
+    if earlier:
         return replace(earlier, recipients=result.recipients)
     return Message(
         gid,

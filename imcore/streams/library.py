@@ -15,7 +15,7 @@ from imcore.streams.server_info import servers_of
 from imcore.streams.transport import perform_step
 from imcore.util.steps import perform
 
-VERSION = 16
+VERSION = 17
 """Raised with every change of the functions; `lua/base.lua` holds the same number."""
 
 _FILES = (

@@ -14,6 +14,7 @@ from imcore.model.meta import from_text
 from imcore.model.rows import MessageRow
 from imcore.model.values import Message, Receipt
 from imcore.streams.keys import SEPARATOR
+from imcore.util.batches import batches
 
 Entry = list[Any]
 """A stream entry as functions answer it: its id, and fields and values in turn, as `im_send` writes them."""
@@ -182,13 +183,18 @@ def has_text(values: list[bytes]) -> bool:
 
 
 Push = tuple[bytes, list[bytes]]
-"""Data of a channel: its kind (m: message, r: recall, d: digest, p: position, j: joined, l: left), and its fields."""
+"""Data of a channel: its kind (m: message, b: several messages, r: recall, d: digest, p: position, j: joined, l: left),
+and its fields."""
+
+_SPLITS = {b"m": 8, b"b": 3}
+_BUNDLED = 7
+"""The fields of each of several messages, before the texts of all."""
 
 
 def push(data: bytes) -> Push:
-    """Split the data of a channel. A message's content comes last, since it alone may hold the separator."""
+    """Split the data of a channel. The content of messages comes last, since it alone may hold the separator."""
     kind, _, rest = data.partition(_SEP)
-    return kind, rest.split(_SEP, 8 if kind == b"m" else -1)
+    return kind, rest.split(_SEP, _SPLITS.get(kind, -1))
 
 
 class PushedMessage(NamedTuple):
@@ -199,18 +205,41 @@ class PushedMessage(NamedTuple):
     process: str
 
 
-def pushed_message(fields: list[bytes]) -> PushedMessage:
-    """Return the message of a push of kind m. Raise ValueError for any other data."""
+def pushed_messages(kind: bytes, fields: list[bytes]) -> list[PushedMessage]:
+    """Return the messages of a push of one of MESSAGE_KINDS, in order. Raise ValueError for any other data."""
+    return MESSAGE_KINDS[kind](fields)
+
+
+def _pushed_one(fields: list[bytes]) -> list[PushedMessage]:
     gid, msgid, seq, process, uid, cid, sent, meta, content = fields
     message = Message(text(gid), text(msgid), int(seq), *_from_client(uid, content, cid, sent), meta=_meta(meta))
-    return PushedMessage(msgids.pack_id(msgid), message, text(process))
+    return [PushedMessage(msgids.pack_id(msgid), message, text(process))]
 
 
-def pushed_recall(fields: list[bytes]) -> PushedMessage:
-    """Return the tombstone of a push of kind r. Raise ValueError for any other data."""
+def _pushed_bundle(fields: list[bytes]) -> list[PushedMessage]:
+    raw_gid, raw_process, count, rest = fields
+    *heads, bodies = rest.split(_SEP, _BUNDLED * int(count))
+    gid, process, at = text(raw_gid), text(raw_process), 0
+    pushed = []
+    for msgid, seq, uid, cid, sent, meta_bytes, content_bytes in batches(heads, _BUNDLED):
+        middle = at + int(meta_bytes)
+        end = middle + int(content_bytes)
+        meta, content = bodies[at:middle], bodies[middle:end]
+        message = Message(gid, text(msgid), int(seq), *_from_client(uid, content, cid, sent), meta=_meta(meta))
+        pushed.append(PushedMessage(msgids.pack_id(msgid), message, process))
+        at = end
+    if at != len(bodies) or len(pushed) != int(count):
+        raise ValueError("not as many bytes as it says")
+    return pushed
+
+
+def _pushed_recall(fields: list[bytes]) -> list[PushedMessage]:
     gid, msgid, seq, process, uid, target = map(text, fields)
     tombstone = Message(gid, msgid, int(seq), uid, "", recalls=msgids.unpack(int(target)))
-    return PushedMessage(msgids.pack_id(fields[1]), tombstone, process)
+    return [PushedMessage(msgids.pack_id(fields[1]), tombstone, process)]
+
+
+MESSAGE_KINDS = {b"m": _pushed_one, b"b": _pushed_bundle, b"r": _pushed_recall}
 
 
 def pushed_receipts(fields: list[bytes]) -> list[Receipt]:

@@ -208,6 +208,10 @@ def test_a_push_of_another_program_is_passed_over(chat: Chat) -> None:
                 b"m\x1fg",
                 b"m\x1fg\x1fx\x1fy\x1fz\x1f\x1f\x1f",
                 b"r\x1fg\x1f1-1\x1f2\x1fann\x1fabc",
+                b"b\x1fg",
+                b"b\x1fg\x1fp\x1fx\x1fhi",
+                b"b\x1fg\x1fp\x1f2\x1f5-0\x1f1\x1fann\x1f\x1f\x1f0\x1f2\x1fhi",
+                b"b\x1fg\x1fp\x1f1\x1f5-0\x1f1\x1fann\x1f\x1f\x1f0\x1f9\x1fhi",
             ):
                 chat.system.client.driver.spublish(channel, push)
         for push in (b"d", b"d\x1fg\x1fone", b"d\x1fg\x1f1\x1fx y z", b"d\x1f\xff\x1f1", b"j\x1f\xff", b"l\x1f\xff"):

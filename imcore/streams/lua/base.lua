@@ -53,7 +53,7 @@
 -- Errors begin with a code: NOGROUP, CREATING, ABANDONED, DELETING, CLOCK, LOST, ERASING, ERASED, ENDED. In a call for many items, an item that fails
 -- is answered with a code (NOTMEMBER, NOMSG, FUTURE, TRIMMED), and the others are carried out.
 
-local VERSION = 16
+local VERSION = 17
 local EPOCH_MS = 1577836800000
 local PER_MS = 8192
 local HIGHEST = 9007199254740991  -- of all packed msgids

@@ -58,6 +58,17 @@ local function count_recipients(joined, left, id)
   return redis.call('ZCOUNT', joined, '-inf', before) - redis.call('ZCOUNT', left, '-inf', before) - 1
 end
 
+-- Publish messages of one call in one push, since each costs server and gateways time. `heads` has 7 values for each: msgid, seq,
+-- uid, client_msgid, sent_at, and the bytes of meta and text; `bodies` has its meta and text.
+local function publish(channel, gid, process, stored, heads, bodies)
+  if stored == 1 then
+    redis.call('SPUBLISH', channel, table.concat({'m', gid, heads[1], heads[2], process, heads[3], heads[4], heads[5], bodies[1],
+      bodies[2]}, SEP))
+  elseif stored > 1 then
+    redis.call('SPUBLISH', channel, table.concat({'b', gid, process, stored, table.concat(heads, SEP), table.concat(bodies)}, SEP))
+  end
+end
+
 -- im_send: store messages, publish them to the online members, and append them to the journal.
 -- A sender who was caught up stays caught up; otherwise the message is appended to their own_unacked list.
 -- A client_msgid that the sender has used before stores nothing; it is answered with the message that it made.
@@ -73,7 +84,7 @@ define('im_send', DENY_OOM, function(keys, args)
     return no_group()
   end
   local gid, channel, idempotency_ms, process, last_before = args[1], args[2], tonumber(args[3]), process_name(), last
-  local answers, senders, first_id, last_id, stored = {}, {}, nil, nil, 0
+  local answers, senders, first_id, last_id, stored, heads, bodies = {}, {}, nil, nil, 0, {}, {}
   local known, state = known_client_msgids(keys[6], keys[7], args)
   local new_pairs, recipients = {}, member_count(keys[3], keys[5]) - 1
   local has_bookmarks = redis.call('EXISTS', keys[9]) == 1
@@ -105,11 +116,15 @@ define('im_send', DENY_OOM, function(keys, args)
         known[field] = id .. ' ' .. seq
         new_pairs[#new_pairs + 1], new_pairs[#new_pairs + 2] = field, known[field]
       end
-      redis.call('SPUBLISH', channel, table.concat({'m', gid, id, seq, process, uid, cid, sent, meta, text}, SEP))
+      local h, b = 7 * stored, 2 * stored
+      heads[h + 1], heads[h + 2], heads[h + 3], heads[h + 4] = id, seq, uid, cid
+      heads[h + 5], heads[h + 6], heads[h + 7] = sent, #meta, #text
+      bodies[b + 1], bodies[b + 2] = meta, text
       first_id, last_id, stored = first_id or id, id, stored + 1
       answers[number] = {id, seq, recipients, 0}
     end
   end
+  publish(channel, gid, process, stored, heads, bodies)
   for uid, sender in pairs(senders) do
     if sender.id then
       redis.call('ZADD', keys[3], decimal(sender.offset), uid)
