@@ -105,7 +105,10 @@ class Hand:
         self.has_more = len(entries) >= self._batch_size
         new = [entry for entry in entries if (entry.partition, entry.id) not in self._entries]
         counts = member_counts(self._client, new)
-        return [WorkItem(entry, first_members=counts.get(getattr(entry.event, "gid", ""), 0)) for entry in new]
+        items = [WorkItem(entry) for entry in new]
+        for item in items if counts else ():
+            item.first_members = counts.get(item.gid or "", 0)
+        return items
 
     def first(self) -> Sequence[WorkItem]:
         """Return the items of the oldest transaction, which stays in hand."""

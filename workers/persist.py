@@ -25,7 +25,7 @@ from imcore.settings import Settings
 from imcore.sql import deletion
 from imcore.sql.database import Database
 from imcore.streams.client import RedisClient
-from imcore.streams.events import Entry, Malformed, Sent, UserSet
+from imcore.streams.events import Created, Entry, Malformed, Sent, UserSet
 from imcore.streams.journal import Journal
 from imcore.workers import hand
 from imcore.workers.beside import beside
@@ -130,9 +130,11 @@ class Persist:
     def _persist(self, items: Sequence[WorkItem]) -> int:
         self._forget_deleted(items)
         for item in items:
-            if isinstance(item.entry.event, Malformed):
-                item.problem = item.entry.event.reason
-            self._fetch_members(item)
+            event = item.entry.event
+            if isinstance(event, Malformed):
+                item.problem = event.reason
+            elif isinstance(event, Created):
+                self._fetch_members(item)
         sound = _sound(items)
         if sound:
             append_only.note_recalled(self._client, _recalled(sound))
@@ -144,7 +146,7 @@ class Persist:
 
     def _forget_deleted(self, items: Sequence[WorkItem]) -> None:
         """Forget what is about deleted groups. A deletion is known here before anything of its group leaves Redis."""
-        gids = {item.gid for item in items if item.gid is not None}
+        gids = {gid for item in items if (gid := item.gid) is not None}
         self._deletions = {gid: each.entry for gid, each in deletion.known(self._database, gids).items()}
         for item in items if self._deletions else ():
             if item.gid is not None and item.entry.version <= self._deletions.get(item.gid, 0):

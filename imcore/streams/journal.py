@@ -219,10 +219,11 @@ class Journal:
 
     def _ours(self, entries: list[Entry]) -> list[Entry]:
         """Return the entries for this kind of worker; confirm requeued ones for other kinds."""
-        others = [entry for entry in entries if entry.kind not in {"", self._kind}]
+        kinds = {"", self._kind}
+        others = [entry for entry in entries if entry.kind not in kinds]
         if others:
             self._confirm(others, {})
-        return [entry for entry in entries if entry.kind in {"", self._kind}]
+        return [entry for entry in entries if entry.kind in kinds] if others else entries
 
     def _confirm(self, entries: Sequence[Entry], counts: Mapping[int, calls.CoalescingCounts]) -> None:
         ids = grouped((entry.partition, entry.id) for entry in entries)
