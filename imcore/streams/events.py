@@ -166,7 +166,7 @@ def read(partition: int, entry_id: bytes, fields: Fields | None) -> Entry:
         return Entry(partition, text, Malformed("it was deleted from the journal"))
     kind = fields[b"for"].decode(errors="replace") if b"for" in fields else ""
     try:
-        of = fields[b"of"] if b"of" in fields else b""
+        of = fields.get(b"of", b"")
         of_text = of.decode() if of and msgids.pack_id(of) else ""
         return Entry(partition, text, _KINDS[fields[b"kind"]](fields), of_text, kind)
     except (KeyError, ValueError) as error:

@@ -123,11 +123,9 @@ def changes(space: Keyspace, gid: str, segments: Sequence[Segment], count: int) 
 
     def decode(answer: list[Any]) -> TallyChanges:
         trimmed, items, next_after = answer
-        return TallyChanges(
-            int(trimmed),
-            [TallyChange(wire.text(sender), int(msgid), int(span) if span else None) for sender, msgid, span in items],
-            int(next_after) if next_after else None,
-        )
+        runs = ((wire.text(sender), int(span) if span else None, msgids) for sender, span, *msgids in items)
+        found = [TallyChange(sender, int(msgid), span) for sender, span, msgids in runs for msgid in msgids]
+        return TallyChanges(int(trimmed), found, int(next_after) if next_after else None)
 
     k = space.group(gid)
     return Call("im_changes", (k.meta, k.stream), (count, *flat(segments)), decode, gid)

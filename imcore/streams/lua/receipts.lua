@@ -225,10 +225,11 @@ end
 -- erased users are left out.
 -- Keys: meta, stream. Arguments: count, then segments: packed msgid it begins after, packed msgid it ends with, and the uid if
 -- a single member has moved over it (which does not change their own messages), else ''.
--- Answer: {trimmed, {sender, packed msgid, the sender's span} for each message, where the next call begins after or ''}.
+-- Answer: {trimmed, {sender, the sender's span, packed msgids} for each run of messages of one sender, where the next call begins
+-- after or ''}.
 -- Messages up to `trimmed` are in SQL only. Errors: NOGROUP.
 define_for_group('im_changes', READ_ONLY, function(keys, args, _, _, trimmed, erased)
-  local room, bytes, answers, next_after = tonumber(args[1]), PAGE_BYTES, {}, ''
+  local room, bytes, answers, next_after, run, n = tonumber(args[1]), PAGE_BYTES, {}, '', {}, 0
   for i = 2, #args, 3 do
     local first, final = '(' .. unpack_id(tonumber(args[i])), unpack_id(tonumber(args[i + 1]))
     local entries, more = read_page('XRANGE', keys[2], first, final, room, bytes)
@@ -239,7 +240,12 @@ define_for_group('im_changes', READ_ONLY, function(keys, args, _, _, trimmed, er
       local sender = entry[2][4]
       next_after = decimal(pack(entry[1]))
       if sender ~= args[i + 2] and entry[2][15] ~= 'recalls' and not is_of_erased(entry[2]) then
-        answers[#answers + 1] = {sender, next_after, entry[2][6]}
+        if run[1] ~= sender or run[2] ~= entry[2][6] then
+          run, n = {sender, entry[2][6]}, 2
+          answers[#answers + 1] = run
+        end
+        n = n + 1
+        run[n] = next_after
       end
     end
     room = room - #entries
@@ -274,10 +280,13 @@ define('im_publish_receipts', ALLOW_OOM, function(keys, args)
   end
   local version = redis.call('INCRBY', keys[2], decimal(count)) - count + 1
   local digest = {'d', gid, decimal(version)}
-  local dirty, n = {'ZADD', keys[6]}, 2
+  local dirty, n, before, numbers = {'ZADD', keys[6]}, 2, {}, nil
   for i = 4, #args, 2 do
     local read, not_read, delivered = tally(context, args[i], sender, args[i + 1])
-    digest[#digest + 1] = args[i] .. ' ' .. read .. ' ' .. not_read .. ' ' .. delivered
+    if read ~= before[1] or not_read ~= before[2] or delivered ~= before[3] then  -- mostly they are those of the message before
+      before, numbers = {read, not_read, delivered}, ' ' .. read .. ' ' .. not_read .. ' ' .. delivered
+    end
+    digest[i / 2 + 2] = args[i] .. numbers
     dirty[n + 1], dirty[n + 2] = decimal(version), gid .. SEP .. args[i]
     n = n + 2
     version = version + 1
