@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import count
 
 import pytest
 
@@ -29,6 +30,16 @@ def test_this_process_uses_what_the_clock_says() -> None:
     while time.process_time() < began + 0.3:
         pass
     assert cpu.tree_seconds(os.getpid()) - before >= 0.28
+
+
+def test_a_turn_waits_until_all_other_processes_are_idle() -> None:
+    # Given a server that still has work for three looks
+    looks = count()
+    busy = {"server": lambda: min(next(looks), 3) * 1.0, cpu.HERE: time.perf_counter}
+    # When, then
+    assert cpu.wait_until_idle(busy, interval_s=0.001)
+    assert next(looks) == 5
+    assert not cpu.wait_until_idle({"server": lambda: float(next(looks))}, interval_s=0.001, longest_s=0.01)
 
 
 def test_the_whole_is_the_sum_of_the_processes() -> None:

@@ -16,6 +16,9 @@ REDIS = "Redis"
 SQL_SERVER = "SQL server"
 ALL = "all processes"
 
+_IDLE_SHARE = 0.1
+"""Of one processor: workers that wait beat now and then, and clocks of processes count in hundredths of a second."""
+
 Clocks = Mapping[str, Callable[[], float]]
 """By the name of a process: returns the CPU seconds that it has used."""
 
@@ -41,6 +44,20 @@ def spent(before: Mapping[str, float], after: Mapping[str, float], messages: int
     """Return the microseconds that each process has used for a message, and all of them together."""
     each = {name: (after[name] - before[name]) / messages * 1e6 for name in before}
     return {ALL: sum(each.values()), **each}
+
+
+def wait_until_idle(of: Clocks, *, interval_s: float = 0.25, longest_s: float = 30.0) -> bool:
+    """Wait until these processes but this one have used next to nothing for a moment; return False if they never do."""
+    end = time.monotonic() + longest_s
+    others = {name: clock for name, clock in of.items() if name != HERE}
+    before = sum(read(others).values())
+    while time.monotonic() < end:
+        time.sleep(interval_s)
+        now = sum(read(others).values())
+        if now - before <= _IDLE_SHARE * interval_s:
+            return True
+        before = now
+    return False
 
 
 def tree_seconds(pid: int) -> float:

@@ -51,6 +51,11 @@ class SqliteFiles:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return path.stat().st_size
 
+    def settle(self) -> None:
+        """Do what the databases have put off: write their logs into them."""
+        for path in self._made:
+            self.bytes_of(f"sqlite:///{path}")
+
     def version(self) -> str:
         return f"SQLite {sqlite3.sqlite_version}"
 
@@ -98,6 +103,12 @@ class PostgresSchemas:
         with self._connect() as connection:
             row = connection.execute(query).fetchone()
         return not (row and row[0])
+
+    def settle(self) -> None:
+        """Let the server do now what it has put off, as far as we may say so: else it does it in somebody's turn."""
+        with self._connect() as connection, suppress(psycopg.errors.InsufficientPrivilege):
+            connection.execute("VACUUM ANALYZE")
+            connection.execute("CHECKPOINT")
 
     def version(self) -> str:
         with self._connect() as connection:

@@ -81,6 +81,12 @@ class RunningServers:
             pause_s=_PAUSE_S,
         )
 
+    def rest(self) -> None:
+        """Wait until databases and workers have come to rest: what one design leaves to do is no burden to others."""
+        self.wait_until_stored()
+        self.servers.maker.settle()
+        cpu.wait_until_idle(self.clocks())
+
     def clocks(self, **pids: int) -> cpu.Clocks:
         """Return the clocks of all processes: those here, and others that take part."""
         server = self.servers.maker.server_pid

@@ -1,7 +1,7 @@
 """The worker `persist`: how fast it stores the journal in SQL, beside the driver's own bulk path.
 
 The yardstick writes the same rows into tables and indexes of the same schema, and does nothing else: executemany into
-SQLite, COPY into PostgreSQL, in transactions of as many rows.
+SQLite, COPY into PostgreSQL, in transactions of as many rows. Both begin once the database has nothing left to do.
 """
 
 import sqlite3
@@ -16,7 +16,7 @@ from psycopg import sql
 from sqlalchemy import text
 
 from imcore.chat import Chat
-from imcore.cli.bench.harness.databases import SQLITE
+from imcore.cli.bench.harness.databases import SQLITE, DatabaseMaker
 from imcore.cli.bench.harness.figures import Aim, Figure, Measured, Progress, RoundPlan, Yardstick, interleave
 from imcore.cli.bench.harness.servers import BenchServers
 from imcore.cli.bench.harness.sessions import MEMBERS, ONLINE
@@ -40,7 +40,7 @@ def run_persist(servers: BenchServers, plan: RoundPlan, progress: Progress) -> l
     for maker in servers.databases:
         progress(f"the tables in {maker.kind}")
         writers = servers.using(servers.tables(maker)), servers.tables(maker)
-        contestants[maker.kind] = partial(_turn, *writers, maker.kind, plan.size(1000, 400))
+        contestants[maker.kind] = partial(_turn, *writers, maker, plan.size(1000, 400))
     rounds = interleave(contestants, plan, progress)
     return [
         Figure(
@@ -57,15 +57,17 @@ def run_persist(servers: BenchServers, plan: RoundPlan, progress: Progress) -> l
     ]
 
 
-def _turn(servers: BenchServers, driver_url: str, kind: str, bursts: int) -> Measured:
+def _turn(servers: BenchServers, driver_url: str, maker: DatabaseMaker, bursts: int) -> Measured:
     """Fill the journals, let a worker empty them, and write the same rows into `driver_url` with the driver alone."""
     with servers.chat() as chat:
         gid = f"{servers.name}-persist-{time.monotonic_ns()}"
         entries = _fill(chat, gid, bursts)
+        maker.settle()
         per_second = _watch(servers, chat, entries)
         rows = _read(chat, gid)
     count = sum(len(values) for _, values in rows.values())
-    driver_s = (_executemany if kind == SQLITE else _copy)(driver_url, rows)
+    maker.settle()
+    driver_s = (_executemany if maker.kind == SQLITE else _copy)(driver_url, rows)
     return {
         "journal entries worker": per_second,
         "rows worker": per_second * count / entries,
