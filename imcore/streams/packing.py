@@ -10,6 +10,7 @@ from hiredis import pack_command
 from redis.connection import HiredisRespSerializer
 
 _TEXTS = frozenset((bytes, str))
+_USUAL = frozenset((bytes, str, int))
 
 
 def pack(command: tuple[Any, ...]) -> bytes:
@@ -27,6 +28,9 @@ class Packer(HiredisRespSerializer):
 
 
 def _as_texts(command: tuple[Any, ...]) -> tuple[Any, ...]:
-    if _TEXTS.issuperset(map(type, command)):
+    types = set(map(type, command))
+    if types <= _TEXTS:
         return command
+    if types <= _USUAL:  # nearly always: most parts are texts, and `isinstance` would be asked for each of them
+        return tuple([repr(part) if type(part) is int else part for part in command])
     return tuple([repr(part) if type(part) is int or isinstance(part, float) else part for part in command])
