@@ -4,7 +4,7 @@ Every row has a key. Rows of one key merge to the same row in any order and any 
 and no writer needs to know what has been written before.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -317,8 +317,11 @@ def _movers(delays: dict[str, int]) -> Movers:
 _Row = TypeVar("_Row", bound=tuple[Any, ...])
 
 
-def _merge(rows: Iterable[_Row], key_width: int, merge: Callable[[_Row, _Row], _Row]) -> list[_Row]:
-    by_key: dict[tuple[Any, ...], _Row] = {}
+def _merge(rows: Sequence[_Row], key_width: int, merge: Callable[[_Row, _Row], _Row]) -> list[_Row]:
+    by_key = {row[:key_width]: row for row in rows}
+    if len(by_key) == len(rows):  # nearly always
+        return [by_key[key] for key in sorted(by_key)]
+    by_key = {}
     for row in rows:
         key = row[:key_width]
         known = by_key.get(key)

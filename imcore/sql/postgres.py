@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import psycopg
@@ -43,6 +44,9 @@ _PATIENCE = {
     "tcp_user_timeout": "30000",
 }
 """When a vanished server becomes an error: in seconds, the last one in milliseconds."""
+
+_time = lru_cache(maxsize=1024)(msgids.from_ms)
+"""Many messages of a batch are of the same millisecond."""
 
 _CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure)
 _MIGRATION_LOCK = 7_521_983_406_917_284_513
@@ -122,7 +126,7 @@ class PostgresBackend(Backend):
             batch = erasures_of(cursor).applied(batch)
             for table, rows in by_table(batch):
                 write = _copy if may_copy and table.appends else _insert
-                write(cursor, table, [table.values(row, msgids.from_ms) for row in rows])
+                write(cursor, table, [table.values(row, _time) for row in rows])
             statement, values_of = RECALL
             if values := values_of(batch):
                 cursor.executemany(_with_parameters(statement), values)

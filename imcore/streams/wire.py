@@ -128,8 +128,7 @@ def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
 
     An invalid time or meta of the sender is left out, as in `message`: SQL and members have the same.
     """
-    extra = values[_EXTRA:]
-    return MessageRow(
+    row = MessageRow(
         gid,
         msgid,
         _whole(values[_SEQ]),
@@ -138,7 +137,12 @@ def message_row(gid: str, msgid: int, values: list[bytes]) -> MessageRow:
         values[_TEXT].decode(),
         values[_CID].decode() or None,
         _sent_at_ms(values[_SENT]),
-        _whole(extra[1]) if _is_tombstone(extra) else None,
+    )
+    if len(values) <= _EXTRA:
+        return row
+    extra = values[_EXTRA:]
+    return row._replace(
+        recalls=_whole(extra[1]) if _is_tombstone(extra) else None,
         meta=extra[1].decode() if _has_meta(extra) and _meta(extra[1]) is not None else None,
     )
 
