@@ -30,7 +30,7 @@ AIMS = {
 """What each figure is to be at most."""
 
 REACHED = {
-    "product lines, Python and Lua": 49_200,
+    "product lines, Python and Lua": 49_300,
     "modules of imcore that workers.persist reaches": 65,
     "longest chain of imports between files of imcore": 19,
     "classes between `im send` and the sender's receipt": 135,

@@ -133,6 +133,9 @@ def send(space: Keyspace, gid: str, drafts: Sequence[Draft], idempotency_ms: int
         args += (draft.sender_uid, draft.client_msgid, sent, meta, draft.content)
 
     def decode(answer: list[Any]) -> list[SendResult | ImError]:
+        if answer and isinstance(answer[-1], int):
+            joined, first, recipients = answer
+            return [SendResult(each, seq, recipients, False) for seq, each in enumerate(joined.decode().split(), first)]
         return [
             error_of(item, gid, uid=draft.sender_uid)
             if isinstance(item, bytes)
