@@ -76,9 +76,8 @@ end
 -- message's sender.
 -- Arguments: gid, push channel, idempotency_ms, then for each message: uid, client_msgid or '', sent_at in ms or '', meta as JSON or
 -- '', content.
--- Answer: if all were stored, {their msgids with spaces between, seq of the first, number of recipients}; this takes a quarter of the
--- time of the usual one: for each message {msgid, seq, number of its recipients, 1 if it was stored before}, or NOTMEMBER.
--- Errors: NOGROUP.
+-- Answer: if all were stored, {their msgids with spaces between, seq of the first, number of recipients}, which takes less time; else
+-- for each message {msgid, seq, number of its recipients, 1 if it was stored before}, or NOTMEMBER. Errors: NOGROUP.
 define('im_send', DENY_OOM, function(keys, args)
   local head = redis.call('HMGET', keys[1], 'seq', 'last', 'term1')
   local seq, last = tonumber(head[1]), tonumber(head[2])
