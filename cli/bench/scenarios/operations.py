@@ -31,7 +31,7 @@ PER_CALL = 100
 """The number of messages, acks or tallies in one call of the operations for many."""
 
 _ACKS_PER_CALL = 500
-_SIZE_AIM = Aim("<=", 1.2)
+_SIZE_AIM = Aim("<=", 1.4)
 
 Command = tuple[str | int, ...]
 
@@ -113,7 +113,7 @@ def run_send(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list
         Way("send", _send, raw),
         _many_way("send, pipelined", partial(_send_many, 1), raw, 2.2),
         Way("send with client_msgid, pipelined", _send_with_client_msgid, f"{raw}, pipelined"),
-        _many_way(f"send_many, {PER_CALL} in a call", partial(_send_many, PER_CALL), raw, 1.4),
+        _many_way(f"send_many, {PER_CALL} in a call", partial(_send_many, PER_CALL), raw, 1.8),
         *_raw_ways(raw, _xadd_message, lambda fixture: fixture.send_call([Draft(fixture.uids[0], TEXT)])),
     ]
     return _measure(servers, "send", ways, plan, progress)
@@ -125,7 +125,7 @@ def run_ack(servers: BenchServers, plan: RoundPlan, progress: Progress) -> list[
     ways = [
         Way("ack", _ack, raw),
         _many_way("ack, pipelined", partial(_ack_many, 1), raw, 2.0),
-        _many_way(f"ack_many, {PER_CALL} in a call", partial(_ack_many, PER_CALL), raw, 1.0),
+        _many_way(f"ack_many, {PER_CALL} in a call", partial(_ack_many, PER_CALL), raw, 1.2),
         *_raw_ways(raw, _xadd_ack, lambda f: message_calls.ack(f.client.space, f.gid, f.acks(1, 1))),
     ]
     return _measure(servers, "ack", ways, plan, progress)
