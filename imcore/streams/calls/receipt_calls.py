@@ -154,12 +154,14 @@ def publish_positions(space: Keyspace, gid: str, uids: Sequence[str], *, bookmar
 def confirm(space: Keyspace, uid: str, receipts: Sequence[Receipt]) -> list[Call[int]]:
     """Confirm receipts, one call per partition; answers how many were still dirty."""
     by_keys: dict[tuple[str, str], list[Value]] = {}
+    by_gid: dict[str, list[Value]] = {}
     for receipt in receipts:
-        k = space.group(receipt.gid)
-        member = f"{receipt.gid}{SEPARATOR}{msgids.pack(receipt.msgid)}"
-        by_keys.setdefault((k.dirty(uid), k.journal), []).extend(
-            (member, receipt.version, receipt.read, receipt.delivered)
-        )
+        gid = receipt.gid
+        if gid not in by_gid:
+            k = space.group(gid)
+            by_gid[gid] = by_keys.setdefault((k.dirty(uid), k.journal), [])
+        member = f"{gid}{SEPARATOR}{msgids.pack(receipt.msgid)}"
+        by_gid[gid] += (member, receipt.version, receipt.read, receipt.delivered)
     return [Call("im_confirm", keys, tuple(args), int, writes=True) for keys, args in by_keys.items()]
 
 
