@@ -35,7 +35,8 @@ def test_import_of_real_chat_equals_the_model(chat: Chat, file: ChatFile) -> Non
     # Then every count and name is right in Redis alone
     assert summary.messages == sum(len(group.messages) for group in model.groups.values())
     live = Chat(System(chat.system.client, None, chat.system.settings))
-    compare_all(live, model, page=PAGE)
+    asks_all = chat.system.settings.database_url.startswith("sqlite")  # Redis is the same whatever the database is
+    compare_all(live, model, every=1 if asks_all else SOME, page=PAGE)
 
     # And, once it is stored, in SQL
     store(chat)
