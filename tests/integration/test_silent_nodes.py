@@ -21,8 +21,8 @@ from imcore.streams.rounds import OTHERS_S
 from tests.helpers.servers import RunningCluster, RunningServer, require_server, start_cluster
 
 NODES = range(3)
-SOON_S = 4.0
-"""Far less than what a silent node holds up a call, and long enough for a busy machine."""
+SOON_S = 8.0
+"""Less than the 10 s for which a silent node holds up a call, and long enough for a busy machine."""
 
 
 @pytest.fixture(scope="module")
