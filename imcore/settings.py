@@ -63,12 +63,12 @@ class Settings:
     idempotency_ms: int = _DAY_MS
     """The least time in which a repeated client_msgid is recognised."""
     durable: Durable = "none"
-    """What each send waits for beyond storing a message."""
+    """Each send waits until its message is that safe."""
     durable_ms: int = 5000
     """The longest wait for that."""
     batch_size: int = 500
     call_timeout_ms: int = 10_000
-    """How long a call to Redis may take. It is not repeated later."""
+    """The longest time of a call to Redis. A call that took longer is not repeated."""
     block_ms: int = 1000
     lease_ms: int = 10_000
     """A worker that does not renew its lease for this long is dead, and its entries are claimed."""

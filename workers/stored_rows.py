@@ -32,7 +32,8 @@ def batch_of(items: Sequence[WorkItem]) -> Batch:
     offsets: Positions = {}
     delivered: Positions = {}
     for item in items:
-        if not item.is_void and not _add_positions(item, batch, offsets, delivered):
+        if not item.is_void:
+            _add_positions(item, batch, offsets, delivered)
             _add_rows(item, batch)
     for spans in offsets.keys() | delivered.keys():
         gid, joined, uids = spans
@@ -42,8 +43,7 @@ def batch_of(items: Sequence[WorkItem]) -> Batch:
     return batch
 
 
-def _add_positions(item: WorkItem, batch: Batch, offsets: Positions, delivered: Positions) -> bool:
-    """Add what messages and positions make; return whether the item is about these: nearly all are."""
+def _add_positions(item: WorkItem, batch: Batch, offsets: Positions, delivered: Positions) -> None:
     event = item.entry.event
     if isinstance(event, Sent):
         _add_messages(item.messages, batch, offsets)
@@ -51,9 +51,6 @@ def _add_positions(item: WorkItem, batch: Batch, offsets: Positions, delivered: 
         _add_moves(event, item.entry.version, batch, offsets)
     elif isinstance(event, Delivered):
         _add_delivered(event, delivered)
-    else:
-        return False
-    return True
 
 
 def _add_delivered(event: Delivered, positions: Positions) -> None:

@@ -34,7 +34,7 @@ class StreamStart:
         self._gid = gid
 
     def page(self) -> StoredPage | None:
-        """Return the first messages. The result is None if there are none, or if SQL may lack one of them."""
+        """Return the first messages; None if SQL may lack one of them, and if the group has none."""
         client = self._system.client
         page = client.call(message_calls.entries(client.space, self._gid, "-", "+", PAGE))
         try:

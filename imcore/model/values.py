@@ -101,7 +101,7 @@ class Unread:
 
 
 class UnreadCounts(list[Unread]):
-    """What a user has not read, by group; a list.
+    """The unread counts of a user, by group.
 
     `silent`: the partitions of a cluster whose node did not answer, in order. Groups in them are left out.
     """

@@ -1,4 +1,4 @@
-"""What a send waits for beyond storing a message: see `imcore.streams.durability`."""
+"""Lets a send wait until its message is replicated or on disk: see `imcore.streams.durability`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

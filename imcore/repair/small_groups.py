@@ -44,7 +44,7 @@ _TEXT = 13
 
 @dataclass(slots=True)
 class _Rows:
-    """What SQL has of one group of a batch."""
+    """The rows of one group in SQL."""
 
     below: Head
     spans: list[SpanRow] = field(default_factory=list)

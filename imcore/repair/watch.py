@@ -45,7 +45,7 @@ _IS_REBUILT = "Redis is being rebuilt from SQL: nothing is stored until that is 
 
 
 class Facts(NamedTuple):
-    """What Redis says of its data as a whole. One node of a cluster has that, which may be silent."""
+    """The state of all data, as Redis has it. On a cluster one node has it, and this node may be silent."""
 
     partitions: int
     dataset: str | None

@@ -201,7 +201,7 @@ def metas_of(client: RedisClient, gids: Sequence[str]) -> dict[str, GroupMeta]:
 
 
 class GroupHead(NamedTuple):
-    """What the hash of a group says, whether it is in the list of all groups, and how many entries and spans it has.
+    """The hash of a group, its place in the list of all groups, and its numbers of entries and spans.
 
     A number is -1 if that key is of another type.
     """

@@ -65,7 +65,7 @@ def end(database: Database, uid: str) -> None:
 
 
 def check_count(connection: Connection, count: int) -> None:
-    """Lock erasures until the end of a transaction: none begins or ends meanwhile.
+    """Lock erasures until the transaction ends, so that none begins or ends meanwhile.
 
     Raise ErasuresChanged unless so many have begun or ended.
     """

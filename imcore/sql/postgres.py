@@ -45,7 +45,7 @@ _PATIENCE = {
 }
 """When a vanished server becomes an error: in seconds, the last one in milliseconds."""
 
-_time = lru_cache(maxsize=1024)(msgids.from_ms)
+_time_of_ms = lru_cache(maxsize=1024)(msgids.from_ms)
 """Many messages of a batch are of the same millisecond."""
 
 _CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure)
@@ -126,7 +126,7 @@ class PostgresBackend(Backend):
             batch = erasures_of(cursor).applied(batch)
             for table, rows in by_table(batch):
                 write = _copy if may_copy and table.appends else _insert
-                write(cursor, table, [table.values(row, _time) for row in rows])
+                write(cursor, table, [table.values(row, _time_of_ms) for row in rows])
             statement, values_of = RECALL
             if values := values_of(batch):
                 cursor.executemany(_with_parameters(statement), values)
